@@ -47,6 +47,13 @@ pub enum Event<'a> {
 pub trait Machine: Send {
     /// Reacts to `event` at `now`, the time since the attack began.
     fn on(&mut self, event: Event<'_>, now: Duration, out: &mut Actions);
+
+    /// Returns whether the connection, while it is open, still holds what the attack takes, as far
+    /// as the client sees. A server may end what counts and leave the connection: a stream of many,
+    /// for example. Defaults to `true`.
+    fn holds(&self) -> bool {
+        true
+    }
 }
 
 /// What a machine does in answer to an event.

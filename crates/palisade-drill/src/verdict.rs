@@ -133,9 +133,9 @@ pub(crate) struct Attackers {
     pub(crate) connections: usize,
     /// The number of connections that they opened.
     pub(crate) opened: u64,
-    /// The number that is open at the end.
+    /// The number that holds at the end what it took.
     pub(crate) alive: usize,
-    /// The number that is open after newcomers asked for all places, if they did.
+    /// The number that holds it after newcomers asked for all places, if they did.
     pub(crate) displaced: Option<usize>,
     /// Whether what is open at the end counts.
     pub(crate) takes_places: bool,

@@ -212,3 +212,36 @@ async fn a_server_that_begins_to_lie_or_to_reset_is_not_held() {
         assert!(failures.contains_key(failure), "{report}");
     }
 }
+
+#[tokio::test]
+async fn honest_requests_carry_the_headers_that_were_set() {
+    let _one = super::tests::ONE_AT_A_TIME.lock().await;
+    let picky = || {
+        server(|mut stream: TcpStream| async move {
+            let mut head = [0; 4_096];
+            let count = stream.read(&mut head).await?;
+            let text = String::from_utf8_lossy(&head[..count]).into_owned();
+            let is_known = text.contains("\r\nx-key: 1\r\n");
+            let is_named = text.contains("\r\nuser-agent: palisade-drill/");
+            let status = if is_known && is_named {
+                "200 OK"
+            } else {
+                "401 No"
+            };
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await
+        })
+    };
+    assert!(
+        refusal(picky())
+            .await
+            .contains("set credentials with `header`")
+    );
+    let drill = picky()
+        .header("x-key", "1")
+        .rehearse()
+        .quick()
+        .only("silent");
+    let report = drill.run().await.unwrap();
+    assert!(report.attacks[0].honest[0].before.served > 0, "{report}");
+}

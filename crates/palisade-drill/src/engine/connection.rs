@@ -153,7 +153,13 @@ impl Connection {
                     self.tell(Event::Woken)
                 }
                 Ok(()) = self.census.changed() => {
-                    if is_closed(stream).await { Fate::Closed } else { Fate::Open }
+                    if is_closed(stream).await {
+                        Fate::Closed
+                    } else {
+                        let holds = usize::from(self.machine.holds());
+                        self.shared.holding.fetch_add(holds, Relaxed);
+                        Fate::Open
+                    }
                 }
             };
             if fate == Fate::Closed || !self.shared.may_send() {

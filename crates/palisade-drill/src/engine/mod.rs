@@ -35,6 +35,8 @@ struct Shared {
     opened: AtomicU64,
     failed: AtomicU64,
     alive: AtomicUsize,
+    /// Connections that were found to hold something in the census under way.
+    holding: AtomicUsize,
     sent: AtomicU64,
     received: AtomicU64,
 }
@@ -48,6 +50,8 @@ pub(crate) struct Counts {
     pub(crate) failed: u64,
     /// Connections that are open, as far as the attackers see.
     pub(crate) alive: usize,
+    /// Those of them that held something in the last census.
+    pub(crate) holding: usize,
     /// Bytes that were sent.
     pub(crate) sent: u64,
     /// Bytes that were received.
@@ -105,6 +109,7 @@ impl Engine {
             opened: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             alive: AtomicUsize::new(0),
+            holding: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
         });
@@ -124,6 +129,7 @@ impl Engine {
     /// Returns what the attackers have done and hold. Connections that do not read are looked at
     /// first, because the server may have closed them unseen.
     pub(crate) async fn census(&self) -> Counts {
+        self.shared.holding.store(0, Relaxed);
         self.census.send_replace(());
         // Every task is polled once: they all run on this thread.
         for _ in 0..3 {
@@ -140,6 +146,7 @@ impl Engine {
             opened: shared.opened.load(Relaxed),
             failed: shared.failed.load(Relaxed),
             alive: shared.alive.load(Relaxed),
+            holding: shared.holding.load(Relaxed),
             sent: shared.sent.load(Relaxed),
             received: shared.received.load(Relaxed),
         }

@@ -84,7 +84,9 @@ pub struct AttackersReport {
     pub failed: u64,
     /// The number that was open at the end.
     pub alive: usize,
-    /// The number that was open after newcomers had asked for all places, if they did.
+    /// The number of those that held at the end what the attack takes.
+    pub holding: usize,
+    /// The number that held it after newcomers had asked for all places, if they did.
     pub displaced_to: Option<usize>,
     /// The bytes that they sent in each second.
     pub sent_per_second: f64,

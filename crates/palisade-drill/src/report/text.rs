@@ -87,10 +87,12 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
     }
     let attackers = &attack.attackers;
     let mut text = format!(
-        "{} attackers, {} connections, {} left at the end, {} sent a second",
+        "{} attackers, {} connections, {} open at the end and {} with what \
+         they took, {} sent a second",
         attackers.connections,
         attackers.opened,
         attackers.alive,
+        attackers.holding,
         bytes(attackers.sent_per_second)
     );
     if let Some(left) = attackers.displaced_to {

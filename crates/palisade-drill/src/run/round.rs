@@ -56,7 +56,7 @@ impl Run {
             attackers: Attackers {
                 connections: seen.connections,
                 opened: seen.counts.opened,
-                alive: seen.counts.alive,
+                alive: seen.counts.holding,
                 displaced: seen.displaced,
                 takes_places: attack.takes == Takes::Places,
             },
@@ -108,7 +108,7 @@ impl Run {
         let mut displaced = None;
         if let Some(places) = self.options.places
             && takes_places
-            && is_kept(counts.alive, connections)
+            && is_kept(counts.holding, connections)
         {
             let rest = MAX_CONNECTIONS - connections.min(MAX_CONNECTIONS);
             let rest = rest.min(self.max_attackers.saturating_sub(connections));
@@ -116,11 +116,12 @@ impl Run {
             let ramp_up = schedule.wave / 4;
             let newcomers = wave::start(&self.target, &plan, number, newcomers, ramp_up);
             sleep(schedule.wave).await;
-            displaced = Some(engine.census().await.alive);
+            displaced = Some(engine.census().await.holding);
             newcomers.stop().await;
         }
         let counts = Counts {
             alive: counts.alive,
+            holding: counts.holding,
             ..engine.stop().await
         };
         let seen = Seen {
@@ -184,6 +185,7 @@ impl Run {
             opened,
             failed,
             alive,
+            holding,
             sent,
             received,
         } = seen.counts;
@@ -197,7 +199,7 @@ impl Run {
             })
             .sum();
         let kept = match attack.takes {
-            Takes::Places => seen.displaced.unwrap_or(alive),
+            Takes::Places => seen.displaced.unwrap_or(holding),
             Takes::Work => 0,
         };
         AttackersReport {
@@ -205,6 +207,7 @@ impl Run {
             opened,
             failed,
             alive,
+            holding,
             displaced_to: seen.displaced,
             sent_per_second: sent as f64 / seconds,
             received_per_second: received as f64 / seconds,

@@ -1,6 +1,8 @@
 //! What every HTTP/2 attacker does: the preface, and the answers without which it would be closed.
 
-use super::frames::{self, ACK, PING, PREFACE, Reader, SETTINGS};
+use super::frames::{
+    self, ACK, DATA, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, Reader, SETTINGS,
+};
 use crate::machine::Actions;
 use bytes::Bytes;
 
@@ -9,6 +11,8 @@ use bytes::Bytes;
 pub(super) struct Session {
     reader: Reader,
     streams: u32,
+    /// The streams that the server has ended.
+    ended: u32,
 }
 
 impl Session {
@@ -27,9 +31,18 @@ impl Session {
         stream
     }
 
+    /// Returns the number of streams that are open, as far as the server has said.
+    pub(super) fn open_streams(&self) -> u32 {
+        self.streams.saturating_sub(self.ended)
+    }
+
     /// Acknowledges SETTINGS and PING, as a client must that wants to stay.
     pub(super) fn answer(&mut self, bytes: &[u8], out: &mut Actions) {
+        let ended = &mut self.ended;
         self.reader.read(bytes, |frame| {
+            let is_end = frame.kind == RST_STREAM
+                || matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0;
+            *ended += u32::from(is_end);
             if frame.flags & ACK == 0 {
                 match frame.kind {
                     SETTINGS => out.send(frames::frame(SETTINGS, ACK, 0, &[])),

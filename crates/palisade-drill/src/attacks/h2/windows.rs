@@ -104,11 +104,16 @@ impl Machine for Windows {
             out.wake_at(now + INTERVAL);
         }
     }
+
+    /// A connection of which the server has ended nine streams of ten is one as any other.
+    fn holds(&self) -> bool {
+        self.session.open_streams() as usize > STREAMS / 10
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::frames::{HEADERS, PREFACE, Reader, WINDOW_UPDATE};
+    use super::super::frames::{CANCEL, HEADERS, PREFACE, Reader, WINDOW_UPDATE, reset};
     use super::*;
     use crate::machine::trace;
 
@@ -130,6 +135,19 @@ mod tests {
             frames.iter().filter(|kind| **kind == HEADERS).count(),
             STREAMS
         );
+    }
+
+    #[test]
+    fn a_connection_whose_streams_the_server_ends_holds_nothing() {
+        let mut machine = Windows::new(&Plan::new("a"), 0);
+        let mut out = Actions::default();
+        machine.on(Event::Opened, Duration::ZERO, &mut out);
+        assert!(machine.holds());
+        let resets: Vec<_> = (0..90).flat_map(|at| reset(2 * at + 1, CANCEL)).collect();
+        machine.on(Event::Received(&resets), Duration::ZERO, &mut out);
+        assert!(!machine.holds());
+        machine.on(Event::Opened, Duration::ZERO, &mut out);
+        assert!(machine.holds());
     }
 
     #[test]
