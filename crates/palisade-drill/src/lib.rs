@@ -72,6 +72,8 @@ mod worker;
 pub use drill::Drill;
 pub use error::{ConfigFault, DrillError};
 pub use figures::Figures;
-pub use report::{AttackReport, AttackersReport, Report, ReportError, SCHEMA, Skipped};
+pub use report::{
+    AttackReport, AttackersReport, Change, Comparison, Report, ReportError, SCHEMA, Skipped,
+};
 pub use sample::Kind;
 pub use verdict::{Grade, Honest, Verdict};

@@ -1,8 +1,14 @@
 //! Reports: what became of the server under each attack.
 
+mod compare;
+mod html;
 mod json;
+#[cfg(feature = "junit")]
+mod junit;
+mod markdown;
 mod text;
 
+pub use compare::{Change, Comparison};
 pub use json::ReportError;
 
 use crate::{
@@ -136,14 +142,41 @@ impl Report {
         );
     }
 
-    /// Returns the number of attacks with this verdict.
-    fn count(&self, verdict: Verdict) -> usize {
-        let attacks = self.attacks.iter();
-        attacks.filter(|attack| attack.verdict == verdict).count()
+    /// Returns how many attacks have each verdict, in words.
+    fn counts(&self) -> String {
+        let count = |verdict| {
+            let attacks = self.attacks.iter();
+            attacks.filter(|attack| attack.verdict == verdict).count()
+        };
+        let counts = WORST_FIRST.map(|verdict| format!("{} {verdict}, ", count(verdict)));
+        format!("{}{} skipped", counts.concat(), self.skipped.len())
+    }
+
+    /// Returns the attacks, the worst verdict first.
+    fn worst_first(&self) -> impl Iterator<Item = &AttackReport> {
+        let of = |verdict| {
+            let attacks = self.attacks.iter();
+            attacks.filter(move |attack| attack.verdict == verdict)
+        };
+        WORST_FIRST.into_iter().flat_map(of)
     }
 }
 
+/// All verdicts, the worst first.
+const WORST_FIRST: [Verdict; 5] = [
+    Verdict::Down,
+    Verdict::Harmed,
+    Verdict::Kept,
+    Verdict::Inconclusive,
+    Verdict::Held,
+];
+
 impl AttackReport {
+    /// Returns whether something is to be done.
+    fn is_unstopped(&self) -> bool {
+        !matches!(self.verdict, Verdict::Held | Verdict::Inconclusive)
+    }
+
     /// Returns a report of `attack` without results.
     pub(crate) fn new(attack: &Attack) -> Self {
         let remedy = |remedy: &Remedy| format!("{}: {}", remedy.server, remedy.setting);

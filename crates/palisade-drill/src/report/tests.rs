@@ -1,7 +1,7 @@
 use super::*;
 use crate::{figures::Figures, sample::Kind};
 
-fn report() -> Report {
+pub(super) fn report() -> Report {
     let attacks = crate::attacks::all();
     let mut held = AttackReport::new(&attacks[0]);
     held.verdict = Verdict::Held;

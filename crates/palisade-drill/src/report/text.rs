@@ -1,17 +1,8 @@
 //! Reports as text: the worst attack first, with what stops it.
 
 use super::{AttackReport, Report};
-use crate::{text::printable, verdict::Verdict};
+use crate::text::printable;
 use std::fmt;
-
-/// All verdicts, the worst first.
-const WORST_FIRST: [Verdict; 5] = [
-    Verdict::Down,
-    Verdict::Harmed,
-    Verdict::Kept,
-    Verdict::Inconclusive,
-    Verdict::Held,
-];
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -27,22 +18,13 @@ impl fmt::Display for Report {
         let quick = if self.quick { ", quick" } else { "" };
         writeln!(f, ": {:.0} s{quick}, seed {}", self.seconds, self.seed)?;
         match self.grade() {
-            Some(grade) => write!(f, "grade {grade}:")?,
-            None => write!(f, "no grade:")?,
+            Some(grade) => write!(f, "grade {grade}: ")?,
+            None => write!(f, "no grade: ")?,
         }
-        for verdict in WORST_FIRST {
-            write!(f, " {} {verdict},", self.count(verdict))?;
-        }
-        writeln!(f, " {} skipped", self.skipped.len())?;
+        writeln!(f, "{}", self.counts())?;
 
-        for verdict in WORST_FIRST {
-            for attack in self
-                .attacks
-                .iter()
-                .filter(|attack| attack.verdict == verdict)
-            {
-                write_attack(f, attack)?;
-            }
+        for attack in self.worst_first() {
+            write_attack(f, attack)?;
         }
         if !self.skipped.is_empty() {
             writeln!(f)?;
@@ -115,7 +97,7 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
     for caution in &attack.cautions {
         line("not ruled out", format!("  {}", printable(caution)))?;
     }
-    if matches!(verdict, Verdict::Down | Verdict::Harmed | Verdict::Kept) {
+    if attack.is_unstopped() {
         line("stopped by", printable(&attack.stopped_by))?;
         for remedy in &attack.remedies {
             line("", printable(remedy))?;
@@ -125,7 +107,7 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
 }
 
 /// Formats a latency in milliseconds.
-fn latency(milliseconds: Option<f64>) -> String {
+pub(super) fn latency(milliseconds: Option<f64>) -> String {
     match milliseconds {
         Some(time) if time < 10.0 => format!("{time:.1} ms"),
         Some(time) => format!("{time:.0} ms"),
