@@ -28,9 +28,7 @@ impl<T: Send + 'static> Worker<T> {
     where
         Fut: Future<Output = T> + 'static,
     {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let (build, built) = mpsc::channel();
         let (sender, result) = oneshot::channel();
         let (cancel, cancelled) = oneshot::channel::<()>();
         let (end, ended) = mpsc::channel::<()>();
@@ -39,6 +37,15 @@ impl<T: Send + 'static> Worker<T> {
             .spawn(move || {
                 // Dropped last, also if the future panics.
                 let _end = end;
+                // Built in its thread: a runtime must not be dropped in that of the caller.
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(build.send(error)),
+                };
+                drop(build);
                 runtime.block_on(async move {
                     tokio::select! {
                         biased;
@@ -49,6 +56,9 @@ impl<T: Send + 'static> Worker<T> {
                 // Without a wait for `spawn_blocking`, which may never end.
                 runtime.shutdown_background();
             })?;
+        if let Ok(error) = built.recv() {
+            return Err(error);
+        }
         Ok(Self {
             result,
             cancel: Some(cancel),

@@ -55,6 +55,12 @@ impl Log {
         now
     }
 
+    /// Records that the clock of the clients is `late`.
+    pub(super) fn tick(&self, late: Duration) {
+        let now = self.now();
+        self.entries().lateness.push((now, late));
+    }
+
     /// Records the end of a request. It was under way until now.
     pub(super) fn end(&self, kind: Kind, start: Duration, outcome: Outcome) {
         let end = self.now();

@@ -54,6 +54,7 @@ impl HonestClients {
                 // The clients take turns.
                 clients.spawn(client.run(REQUEST_INTERVAL * number as u32));
             }
+            clients.spawn(watch_clock(shared));
             while clients.join_next().await.is_some() {}
         })?;
         Ok(Self {
@@ -82,6 +83,15 @@ impl HonestClients {
     /// Lets every client give up its request and send the next one, on a new connection.
     pub(crate) fn retry(&self) {
         self.retry.send_replace(());
+    }
+}
+
+/// Records how late this thread is, also while all clients wait.
+async fn watch_clock(log: Arc<Log>) {
+    loop {
+        let due = Instant::now() + REQUEST_INTERVAL;
+        tokio::time::sleep_until(due).await;
+        log.tick(due.elapsed());
     }
 }
 
