@@ -108,8 +108,8 @@ impl Drill {
         self
     }
 
-    /// Runs shorter attacks, and one or two of each family: the whole drill takes a minute. A server
-    /// with patient timeouts has less time to end what it would end.
+    /// Runs shorter attacks, and one or two of each family: the whole drill takes a minute or so. A
+    /// server with patient timeouts has less time to end what it would end.
     pub fn quick(mut self) -> Self {
         self.options.quick = true;
         self
