@@ -173,18 +173,25 @@ impl Target {
 }
 
 /// Returns the local address of a socket of `from`: honest clients have 127.0.x.y, attackers
-/// 127.1.x.y and newcomers 127.2.x.y or more, a network for each attack. A server that bans an
-/// address therefore does not see it again in the next attack.
+/// 127.1.x.y and newcomers 127.2.x.y or more. Each client is in a /24 network of its own, as the
+/// clients of a server are, so that a limit for each network joins none of them. The last byte is
+/// that of the attack: a server that bans an address does not see it again in the next attack.
 fn local_address(from: Source, to: SocketAddr, has_addresses: bool) -> Option<IpAddr> {
     if !has_addresses || !to.is_ipv4() {
         return None;
     }
     let [network, subnet, host] = match from {
-        Source::Honest(number) => [0, 7, number.saturating_add(1)],
-        Source::Attacker { attack, address } => [1, attack, (address % 250) as u8 + 1],
+        Source::Honest(number) => [0, number.saturating_add(7), 1],
+        Source::Attacker { attack, address } => {
+            [1, (address % 250) as u8, attack.saturating_add(1)]
+        }
         Source::Newcomer { attack, address } => {
             let network = 2 + (address / 250) % 200;
-            [network as u8, attack, (address % 250) as u8 + 1]
+            [
+                network as u8,
+                (address % 250) as u8,
+                attack.saturating_add(1),
+            ]
         }
     };
     Some(Ipv4Addr::new(127, network, subnet, host).into())
@@ -304,14 +311,14 @@ mod tests {
                 attack,
                 address: far
             }),
-            "127.1.3.2"
+            "127.1.1.4"
         );
         assert_eq!(
             address(Source::Newcomer {
                 attack,
                 address: far
             }),
-            "127.3.3.2"
+            "127.3.1.4"
         );
         let six = "[::1]:80".parse().unwrap();
         assert_eq!(local_address(Source::Honest(0), six, true), None);

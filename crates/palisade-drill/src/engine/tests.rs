@@ -58,7 +58,7 @@ async fn bytes_go_both_ways_and_a_closed_connection_is_not_alive() {
     let (listener, target) = listener().await;
     let engine = run(&target, vec![Box::new(Echo)]);
     let (mut server, from) = listener.accept().await.unwrap();
-    assert_eq!(from.ip().to_string(), "127.1.9.1");
+    assert_eq!(from.ip().to_string(), "127.1.0.10");
     server.write_all(b"ping").await.unwrap();
     let mut answer = [0; 4];
     server.read_exact(&mut answer).await.unwrap();

@@ -17,6 +17,8 @@ use tokio::time::sleep;
 
 /// The interval between two looks at the honest clients after an attack.
 const RECOVERY_CHECK: Duration = Duration::from_millis(20);
+/// The interval between two looks at the attackers while newcomers come.
+const WAVE_CHECK: Duration = Duration::from_millis(200);
 /// The age from which an unfinished request is judged: what a server that holds may take at least.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -113,10 +115,9 @@ impl Run {
             let rest = MAX_CONNECTIONS - connections.min(MAX_CONNECTIONS);
             let rest = rest.min(self.max_attackers.saturating_sub(connections));
             let newcomers = places.min(rest);
-            let ramp_up = schedule.wave / 4;
+            let ramp_up = schedule.wave / 8;
             let newcomers = wave::start(&self.target, &plan, number, newcomers, ramp_up);
-            sleep(schedule.wave).await;
-            displaced = Some(engine.census().await.holding);
+            displaced = Some(self.watch_wave(&engine, connections).await);
             newcomers.stop().await;
         }
         let counts = Counts {
@@ -130,6 +131,20 @@ impl Run {
             displaced,
         };
         (seen, during)
+    }
+
+    /// Waits until newcomers have displaced the attackers, or the wave is over. Returns the number
+    /// of attackers that still hold something.
+    async fn watch_wave(&self, engine: &Engine, connections: usize) -> usize {
+        let log = self.honest.log();
+        let ends = log.now() + self.schedule.wave;
+        loop {
+            let left = engine.census().await.holding;
+            if !is_kept(left, connections) || log.now() >= ends {
+                return left;
+            }
+            sleep(WAVE_CHECK).await;
+        }
     }
 
     /// Returns the number of attackers that the attack wants.

@@ -16,8 +16,9 @@ pub(super) struct Schedule {
     pub(super) middle: Duration,
     /// Attackers begin nothing more, and the server has time to end what they hold.
     pub(super) settle: Duration,
-    /// Newcomers ask for places, where the number of those is known: a quarter of it to come, the
-    /// rest to be served. Attackers grow old meanwhile, and a server can tell them from newcomers.
+    /// Newcomers ask for places, where the number of those is known, until they have displaced the
+    /// attackers: an eighth of it to come, the rest to be served. Attackers grow old meanwhile, and
+    /// a server can tell them from newcomers.
     pub(super) wave: Duration,
 }
 
@@ -31,7 +32,7 @@ impl Schedule {
             lead_in: milliseconds(1_000, 300),
             middle: milliseconds(6_000, 2_200),
             settle: milliseconds(3_000, 1_000),
-            wave: milliseconds(4_000, 2_000),
+            wave: milliseconds(6_000, 4_000),
         }
     }
 
