@@ -108,8 +108,10 @@ impl Drill {
         self
     }
 
-    /// Runs shorter attacks, and one or two of each family: the whole drill takes a minute or so. A
-    /// server with patient timeouts has less time to end what it would end.
+    /// Runs the attacks that say most, for a shorter time: a minute at most in all. The others are
+    /// skipped by name, with the reason; an attack of [`only`](Self::only) is always run. A server
+    /// with patient timeouts has less time to end what it would end. Defaults to the full drill, of
+    /// eight minutes or so.
     pub fn quick(mut self) -> Self {
         self.options.quick = true;
         self

@@ -33,6 +33,13 @@
 //! The grade is A if every attack was held, B if honest clients were unharmed throughout, C if some
 //! were harmed, F if the server was down.
 //!
+//! # Honest clients that look like attackers
+//!
+//! A page whose browser asks for forty assets at once, a hundred clients behind one address, a slow
+//! upload, a pool and a client that comes back are sent like attacks. A server that refuses them is
+//! judged as one that falls: *harmed* if 1 % or more of their requests are not served, *down* if
+//! more than half are not.
+//!
 //! # Places
 //!
 //! A server that keeps silent connections while it has room is patient, not weak. Say how many

@@ -64,6 +64,18 @@ pub struct Actions {
     pub(crate) closes: bool,
     pub(crate) wakes_at: Option<Duration>,
     pub(crate) reopens_at: Option<Duration>,
+    pub(crate) signs: Signs,
+}
+
+/// What a machine tells of answers, for attacks whose gain no open connection shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signs {
+    /// Requests that were served.
+    pub served: u64,
+    /// Requests that were refused, cut or not answered.
+    pub refused: u64,
+    /// Whether the machine got what the server should refuse.
+    pub has_passed: bool,
 }
 
 impl Actions {
@@ -102,6 +114,26 @@ impl Actions {
     /// while the attack lasts.
     pub fn reopen_at(&mut self, at: Duration) {
         self.reopens_at = Some(at);
+    }
+
+    /// Counts a request that was served.
+    pub fn served(&mut self) {
+        self.signs.served += 1;
+    }
+
+    /// Counts a request that was refused, cut or not answered.
+    pub fn refused(&mut self) {
+        self.signs.refused += 1;
+    }
+
+    /// Says that the machine got what the server should refuse. Each machine counts once.
+    pub fn passed(&mut self) {
+        self.signs.has_passed = true;
+    }
+
+    /// Returns what the machine tells of answers.
+    pub fn signs(&self) -> Signs {
+        self.signs
     }
 
     /// Returns all bytes that are sent, for tests.

@@ -4,11 +4,14 @@ mod round;
 mod schedule;
 
 use crate::{
-    attacks::{self, Attack, Needs, Plan, Protocol},
+    attacks::{self, Attack, InQuick, Needs, Plan, Protocol},
     bounds::MAX_RUN_TIME,
     error::DrillError,
     files,
-    honest::{HonestClients, Route, preflight},
+    honest::{
+        HonestClients, Route,
+        preflight::{self, Http2},
+    },
     options::Options,
     report::{AttackReport, Report, SCHEMA, Skipped},
     sample::Kind,
@@ -22,10 +25,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body_util::Full;
 use schedule::Schedule;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// The distance between the numbers of an attack in its two rounds, more than there are attacks.
 const SECOND_ROUND: u8 = 100;
+/// The time of a quick drill.
+const QUICK_TIME: Duration = Duration::from_secs(60);
 /// The body of a small POST.
 const SMALL_BODY: &[u8] = b"palisade-drill";
 
@@ -38,6 +44,8 @@ struct Run {
     server: Option<Worker<()>>,
     /// The largest number of attackers, by the limit on open files.
     max_attackers: usize,
+    /// When clients that return came for the first time.
+    visited: Option<Instant>,
 }
 
 /// Runs the drill in the thread of the engine.
@@ -62,7 +70,7 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         }
         learned => learned?,
     };
-    let speaks_h2 = preflight::speaks_h2(&target).await;
+    let h2 = preflight::http2(&target).await;
     let schedule = Schedule::new(options.quick);
     let mut report = Report {
         schema: SCHEMA,
@@ -84,7 +92,14 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         honest,
         server,
         max_attackers,
+        visited: None,
     };
+    let returning = attacks::all().into_iter().enumerate();
+    for (number, attack) in returning.filter(|(_, attack)| attack.times.returns.is_some()) {
+        if run.options.selects(&attack) {
+            run.first_visit(&attack, number as u8).await;
+        }
+    }
     let mut down = false;
     for (number, attack) in attacks::all().into_iter().enumerate() {
         if !run.options.selects(&attack) {
@@ -92,10 +107,12 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         }
         let reason = if down {
             Some("the target is down".to_owned())
-        } else if epoch.elapsed() + run.schedule.longest() > MAX_RUN_TIME {
+        } else if epoch.elapsed() + run.schedule.of(&attack).longest() > MAX_RUN_TIME {
             Some("the time of the drill is over: select fewer attacks with `only`".to_owned())
+        } else if let Some(reason) = run.too_long(&attack, epoch.elapsed()) {
+            Some(reason)
         } else {
-            run.missing(&attack, speaks_h2)
+            run.missing(&attack, h2)
         };
         if let Some(reason) = reason {
             let name = attack.name.to_owned();
@@ -186,22 +203,38 @@ fn cautions(target: &Target, headers: &HeaderMap) -> Vec<String> {
 
 impl Run {
     /// Returns what the attack needs and this target has not.
-    fn missing(&self, attack: &Attack, speaks_h2: bool) -> Option<String> {
-        let is_named = !self.options.only.is_empty();
+    fn missing(&self, attack: &Attack, h2: Option<Http2>) -> Option<String> {
         let reason = match (attack.needs, attack.protocol) {
-            _ if self.options.quick && !attack.is_quick && !is_named => {
-                "a quick drill has another attack of its family: name it with `only`"
-            }
             (Needs::Post, _) if self.options.post.is_none() => {
                 "it needs the path of a POST: set `post`"
             }
             (Needs::Large, _) if self.options.large.is_none() => {
                 "it needs the path of a large GET: set `large`"
             }
-            (_, Protocol::Http2) if !speaks_h2 => "the target does not speak HTTP/2 in clear text",
+            (_, Protocol::Http2) if h2.is_none() => {
+                "the target does not speak HTTP/2 in clear text"
+            }
+            (Needs::Tunnels, _) if h2.is_none_or(|h2| !h2.offers_tunnels) => {
+                "the target offers no extended CONNECT (RFC 8441)"
+            }
             _ => return None,
         };
         Some(reason.to_owned())
+    }
+
+    /// Returns why the quick drill has no time for the attack. Attacks that are asked for by name
+    /// are run in any case.
+    fn too_long(&self, attack: &Attack, elapsed: Duration) -> Option<String> {
+        if !self.options.quick || !self.options.only.is_empty() {
+            return None;
+        }
+        match attack.in_quick {
+            InQuick::Skipped(reason) => Some(format!("by quick: {reason}")),
+            _ if elapsed + self.schedule.of(attack).shortest() > QUICK_TIME => {
+                Some("by quick: the minute is over".to_owned())
+            }
+            _ => None,
+        }
     }
 
     /// Runs one attack. Harm is confirmed by a second round, because a hiccup of the machine looks

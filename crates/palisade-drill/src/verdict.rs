@@ -1,5 +1,9 @@
 //! Verdicts: what honest clients saw and what attackers hold, in one word and one sentence. Pure.
 
+mod answers;
+
+pub(crate) use answers::Answers;
+
 use crate::{
     figures::Figures,
     sample::{Kind, Span},
@@ -139,10 +143,22 @@ pub(crate) struct Attackers {
     pub(crate) displaced: Option<usize>,
     /// Whether what is open at the end counts.
     pub(crate) takes_places: bool,
+    /// What the machines tell of their requests, if the verdict is about that.
+    pub(crate) answers: Option<Answers>,
 }
 
 /// Returns the verdict and its reason.
 pub(crate) fn judge(evidence: &Evidence<'_>) -> (Verdict, String) {
+    // A server that refuses honest clients may refuse the drill's own before any attack, too.
+    if let Some(answers @ Answers::ToHonestClients { .. }) = &evidence.attackers.answers
+        && evidence.lateness <= MAX_LATENESS
+        && !evidence.has_ended
+    {
+        let (verdict, reason) = answers::judge(answers, evidence.attackers.connections);
+        if verdict != Verdict::Held {
+            return (verdict, reason);
+        }
+    }
     if let Some(reason) = unfit(evidence) {
         return (Verdict::Inconclusive, reason);
     }
@@ -162,7 +178,10 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> (Verdict, String) {
     if !harms.is_empty() {
         return (Verdict::Harmed, harms.join("; "));
     }
-    kept(&evidence.attackers)
+    match &evidence.attackers.answers {
+        Some(answers) => answers::judge(answers, evidence.attackers.connections),
+        None => kept(&evidence.attackers),
+    }
 }
 
 /// Returns why nothing can be said.
@@ -208,7 +227,8 @@ fn unfit(evidence: &Evidence<'_>) -> Option<String> {
         }
     }
     let attackers = &evidence.attackers;
-    let has_reached_nothing = attackers.connections > 0 && attackers.opened == 0;
+    let is_honest = matches!(attackers.answers, Some(Answers::ToHonestClients { .. }));
+    let has_reached_nothing = attackers.connections > 0 && attackers.opened == 0 && !is_honest;
     (has_reached_nothing && overall(evidence.honest) >= HELD_SHARE)
         .then(|| "no attacker got a connection".to_owned())
 }

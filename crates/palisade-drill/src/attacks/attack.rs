@@ -1,6 +1,11 @@
 //! The description of an attack.
 
-use crate::{machine::Machine, plan::Plan};
+use crate::{
+    bounds::{MAX_ATTACK_TIME, MAX_PATIENT_ATTACK_TIME},
+    machine::Machine,
+    plan::Plan,
+};
+use std::time::Duration;
 
 /// An attack: what it does to the server, what stops it, and its machines.
 #[derive(Clone, Debug)]
@@ -29,11 +34,12 @@ pub struct Attack {
     pub needs: Needs,
     /// What it takes from the server.
     pub takes: Takes,
-    /// Whether a quick drill runs it. The others are second shapes: they meet the same guard as
-    /// another attack of their family.
-    pub is_quick: bool,
     /// The size of the kernel's receive buffer in bytes, if not the system's choice.
     pub receive_buffer: Option<u32>,
+    /// The times of the attack, where they are not those of all.
+    pub times: Times,
+    /// What the quick drill does differently; `None` if nothing is lost but time.
+    pub in_quick: InQuick,
     /// Creates the machine of the connection with this number.
     pub make: fn(&Plan, usize) -> Box<dyn Machine>,
 }
@@ -74,6 +80,8 @@ pub enum Needs {
     Post,
     /// A GET with a large response.
     Large,
+    /// An offer of extended CONNECT (RFC 8441) in the SETTINGS of the server.
+    Tunnels,
 }
 
 /// What the attackers take from the server.
@@ -85,6 +93,34 @@ pub enum Takes {
     /// Work: processor time, reads, accepts. A connection that is still open when the flood has
     /// ended is no more than an idle one, which other attacks examine.
     Work,
+    /// What the server should refuse. The machines tell whether they got it.
+    Passage,
+    /// Nothing: they are honest, and it is the server that is at fault if it refuses them. The
+    /// machines tell which requests were served. They all begin at once.
+    Nothing,
+}
+
+/// The times of an attack, where they are not those of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// The time of the attack in the full drill.
+    pub full: Option<Duration>,
+    /// The time without which the attack says nothing.
+    pub least: Option<Duration>,
+    /// The clients come twice, at the beginning of the drill and in their turn. The pauses between
+    /// the two at least, in the quick and in the full drill.
+    pub returns: Option<[Duration; 2]>,
+}
+
+/// What becomes of an attack in the quick drill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InQuick {
+    /// It is run, and says the same in less time.
+    Same,
+    /// It is run, and cannot show what is told here.
+    Less(&'static str),
+    /// It is not run, unless it is asked for by name, for the reason that is told here.
+    Skipped(&'static str),
 }
 
 impl Attack {
@@ -102,23 +138,30 @@ impl Attack {
         addresses: Addresses::Many(50),
         needs: Needs::Get,
         takes: Takes::Places,
-        is_quick: true,
         receive_buffer: None,
+        times: Times {
+            full: None,
+            least: None,
+            returns: None,
+        },
+        in_quick: InQuick::Same,
         make: |_, _| Box::new(Nothing),
     };
+
+    /// Returns the longest time of its connections.
+    pub(crate) fn longest(&self) -> Duration {
+        match self.times.full {
+            Some(full) if full > MAX_ATTACK_TIME => MAX_PATIENT_ATTACK_TIME,
+            _ => MAX_ATTACK_TIME,
+        }
+    }
 }
 
 /// The machine of [`Attack::BASE`].
 struct Nothing;
 
 impl Machine for Nothing {
-    fn on(
-        &mut self,
-        _: crate::machine::Event<'_>,
-        _: std::time::Duration,
-        _: &mut crate::machine::Actions,
-    ) {
-    }
+    fn on(&mut self, _: crate::machine::Event<'_>, _: Duration, _: &mut crate::machine::Actions) {}
 }
 
 /// Shortens the lists of remedies.

@@ -1,6 +1,6 @@
 //! Connections that are opened and closed as fast as the server answers.
 
-use super::attack::{Addresses, Attack, Takes, remedy};
+use super::attack::{Addresses, Attack, InQuick, Takes, remedy};
 use crate::machine::{Actions, Event, Machine};
 use bytes::Bytes;
 use std::time::Duration;
@@ -12,6 +12,7 @@ const LIFE: Duration = Duration::from_millis(20);
 pub(super) fn attacks() -> Vec<Attack> {
     vec![Attack {
         name: "churn",
+        in_quick: InQuick::Skipped("flood-from-one-address takes as much work"),
         threat: "T01",
         title: "connections from one address that are replaced after each answer",
         withholds: "nothing: it takes accepts",

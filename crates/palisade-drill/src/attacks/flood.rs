@@ -1,7 +1,7 @@
 //! Requests without number.
 
 use super::{
-    attack::{Addresses, Attack, Remedy, Takes, remedy},
+    attack::{Addresses, Attack, InQuick, Remedy, Takes, remedy},
     pause::reopen,
 };
 use crate::machine::{Actions, Event, Machine};
@@ -44,7 +44,7 @@ pub(super) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "flood-from-many-addresses",
-            is_quick: false,
+            in_quick: InQuick::Skipped("flood-from-one-address takes more work"),
             title: "5 requests a second from each of 250 addresses",
             withholds: "nothing: each client stays below a usual limit",
             stopped_by: "a limit on the requests of all clients together",

@@ -5,18 +5,25 @@
 //! assert!(attacks.iter().any(|attack| attack.cve == Some("CVE-2023-44487")));
 //! ```
 
+mod ambiguous;
 mod attack;
 mod body;
+mod chunked;
 mod churn;
 mod flood;
 pub mod h2;
 mod head;
+mod hoard;
+mod huge;
+mod identity;
 mod pause;
+mod protection;
 mod reader;
+mod responses;
 mod silent;
 
 pub use crate::plan::Plan;
-pub use attack::{Addresses, Attack, Needs, Protocol, Remedy, Takes};
+pub use attack::{Addresses, Attack, InQuick, Needs, Protocol, Remedy, Takes, Times};
 
 /// Returns all attacks in the order in which a drill runs them.
 ///
@@ -28,11 +35,18 @@ pub fn all() -> Vec<Attack> {
     let mut attacks = Vec::new();
     attacks.extend(silent::attacks());
     attacks.extend(head::attacks());
+    attacks.extend(hoard::attacks());
     attacks.extend(body::attacks());
+    attacks.extend(chunked::attacks());
+    attacks.extend(huge::attacks());
     attacks.extend(reader::attacks());
     attacks.extend(churn::attacks());
     attacks.extend(flood::attacks());
+    attacks.extend(identity::attacks());
+    attacks.extend(ambiguous::attacks());
+    attacks.extend(protection::attacks());
     attacks.extend(h2::attacks());
+    attacks.push(protection::returning());
     attacks
 }
 
@@ -89,7 +103,7 @@ mod tests {
                 let mut out = Actions::default();
                 machine.on(event, Duration::from_millis(round), &mut out);
                 let (sent, name) = (out.sent().len(), attack.name);
-                assert!(sent < 256 << 10, "{name} sent {sent} bytes");
+                assert!(sent < 1 << 20, "{name} sent {sent} bytes");
                 assert!(
                     out.wake()
                         .is_none_or(|at| at >= Duration::from_millis(round))

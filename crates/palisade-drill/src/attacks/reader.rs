@@ -1,10 +1,13 @@
 //! Responses that are not read.
 
 use super::{
-    attack::{Attack, Needs, remedy},
+    attack::{Attack, InQuick, Needs, remedy},
     pause::reopen,
 };
-use crate::machine::{Actions, Event, Machine};
+use crate::{
+    machine::{Actions, Event, Machine},
+    plan::Plan,
+};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -13,12 +16,9 @@ use std::time::Duration;
 const RESPONSES: usize = 32;
 
 pub(super) fn attacks() -> Vec<Attack> {
-    vec![Attack {
-        name: "slow-reader",
+    let base = Attack {
         threat: "T07",
-        title: "large responses that are not read",
         withholds: "reads of the response",
-        stopped_by: "a deadline for writes without progress",
         needs: Needs::Large,
         connections: 300,
         receive_buffer: Some(4_096),
@@ -30,31 +30,59 @@ pub(super) fn attacks() -> Vec<Attack> {
                 remedy("HAProxy", "timeout client 10s"),
             ]
         },
-        make: |plan, _| {
-            let path = plan.large.as_deref().unwrap_or(&plan.get);
-            let request = format!("{}\r\n", plan.head("GET", path));
-            Box::new(StalledReader {
-                requests: request.repeat(RESPONSES).into(),
-            })
-        },
         ..Attack::BASE
-    }]
+    };
+    vec![
+        Attack {
+            name: "slow-reader",
+            title: "large responses that are not read",
+            stopped_by: "a deadline for writes without progress",
+            make: |plan, _| Box::new(Reader::new(plan, None)),
+            ..base.clone()
+        },
+        Attack {
+            name: "sipping-reader",
+            title: "large responses that are read by 4 KiB every 1.5 seconds",
+            stopped_by: "a cap that gives the place of such a reader to a newcomer: a deadline for \
+                         writes sees progress",
+            in_quick: InQuick::Skipped("slow-reader holds the same places"),
+            make: |plan, _| Box::new(Reader::new(plan, Some(SIP_INTERVAL))),
+            ..base
+        },
+    ]
 }
 
-/// Sends its requests and reads nothing.
-struct StalledReader {
+/// The time between two reads of a reader that sips, less than the deadlines for writes.
+const SIP_INTERVAL: Duration = Duration::from_millis(1_500);
+
+/// Sends its requests, and reads nothing or a piece at each interval.
+struct Reader {
     requests: Bytes,
+    sips: Option<Duration>,
 }
 
-impl Machine for StalledReader {
+impl Reader {
+    fn new(plan: &Plan, sips: Option<Duration>) -> Self {
+        let path = plan.large.as_deref().unwrap_or(&plan.get);
+        let request = format!("{}\r\n", plan.head("GET", path));
+        Self {
+            requests: request.repeat(RESPONSES).into(),
+            sips,
+        }
+    }
+}
+
+impl Machine for Reader {
     fn on(&mut self, event: Event<'_>, now: Duration, out: &mut Actions) {
         match event {
-            Event::Opened => {
-                out.pause_reading();
-                out.send(self.requests.clone());
-            }
-            Event::Closed => reopen(now, out),
-            Event::Received(_) | Event::Woken => {}
+            Event::Opened => out.send(self.requests.clone()),
+            Event::Woken => return out.resume_reading(),
+            Event::Received(_) => {}
+            Event::Closed => return reopen(now, out),
+        }
+        out.pause_reading();
+        if let Some(interval) = self.sips {
+            out.wake_at(now + interval);
         }
     }
 }
@@ -62,7 +90,6 @@ impl Machine for StalledReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Plan;
 
     #[test]
     fn a_stalled_reader_asks_for_all_responses_at_once_and_does_not_read() {
@@ -74,5 +101,25 @@ mod tests {
         assert_eq!(out.reading(), Some(false));
         let text = String::from_utf8(out.sent()).unwrap();
         assert_eq!(text.matches("GET /large HTTP/1.1\r\n").count(), RESPONSES);
+    }
+
+    #[test]
+    fn a_sip_is_one_piece_every_one_and_a_half_seconds() {
+        let (mut reader, second) = (
+            Reader::new(&Plan::new("a"), Some(SIP_INTERVAL)),
+            Duration::from_secs(1),
+        );
+        let mut on = |event, now| {
+            let mut out = Actions::default();
+            reader.on(event, now, &mut out);
+            (out.reading(), out.wake())
+        };
+        assert_eq!(
+            on(Event::Opened, Duration::ZERO),
+            (Some(false), Some(SIP_INTERVAL))
+        );
+        assert_eq!(on(Event::Woken, SIP_INTERVAL), (Some(true), None));
+        let next = Some(second + SIP_INTERVAL);
+        assert_eq!(on(Event::Received(b"HTTP"), second), (Some(false), next));
     }
 }

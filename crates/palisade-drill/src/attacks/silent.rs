@@ -1,7 +1,7 @@
 //! Connections that send nothing, or nothing more after a request.
 
 use super::{
-    attack::{Attack, remedy},
+    attack::{Attack, InQuick, remedy},
     pause::reopen,
 };
 use crate::{
@@ -36,6 +36,7 @@ pub(super) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "keep-alive-silence",
+            in_quick: InQuick::Skipped("pipelined-silence holds the same places"),
             threat: "T04",
             title: "connections that are silent after one answered request",
             withholds: "the second request",
@@ -60,7 +61,6 @@ pub(super) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "pipelined-silence",
-            is_quick: false,
             threat: "T01",
             title: "a GET and a POST in one packet, both answered, then silence",
             withholds: "the third request",

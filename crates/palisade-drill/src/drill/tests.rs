@@ -2,13 +2,22 @@
 
 use super::*;
 use crate::{Grade, Report, Verdict};
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::IntoResponse,
+    routing::get,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
     service::TowerToHyperService,
 };
 use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,7 +26,7 @@ use std::{
 };
 use tokio::{
     sync::{Mutex, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// Drills that run at once would disturb each other.
@@ -201,4 +210,43 @@ async fn an_ipv6_target_has_one_address_for_both_sides_and_the_report_says_so() 
         report.cautions[0].contains("have the same address"),
         "{report}"
     );
+}
+
+/// Serves a request a second of each address, and refuses all others.
+async fn over_protective(listener: TcpListener, app: Router) {
+    let served = Arc::new(std::sync::Mutex::new(HashMap::<IpAddr, Instant>::new()));
+    let limited =
+        move |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next| {
+            let now = Instant::now();
+            let mut served = served.lock().unwrap();
+            let last = served.get(&peer.ip());
+            let is_allowed = last.is_none_or(|last| now > *last + Duration::from_secs(1));
+            if is_allowed {
+                served.insert(peer.ip(), now);
+            }
+            async move {
+                if is_allowed {
+                    next.run(request).await
+                } else {
+                    StatusCode::TOO_MANY_REQUESTS.into_response()
+                }
+            }
+        };
+    let app = app.layer(middleware::from_fn(limited));
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    let _ = axum::serve(listener, app).await;
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_what_browsers_do_gets_no_better_than_c() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let drill = Drill::serving(|listener| over_protective(listener, app()));
+    let report = drill.quick().only("forty-assets").run().await.unwrap();
+    println!("{report}");
+    assert!(
+        report.grade().is_some() && report.grade() <= Some(Grade::C),
+        "{report}"
+    );
+    let attackers = &report.attacks[0].attackers;
+    assert_eq!(attackers.served + attackers.refused, 40, "{report}");
 }

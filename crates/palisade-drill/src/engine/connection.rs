@@ -2,8 +2,7 @@
 
 use super::Shared;
 use crate::{
-    bounds::MAX_ATTACK_TIME,
-    machine::{Actions, Event, Machine},
+    machine::{Actions, Event, Machine, Signs},
     target::{Source, Stream},
 };
 use bytes::{Buf, Bytes};
@@ -35,6 +34,7 @@ pub(super) struct Connection {
     source: Source,
     machine: Box<dyn Machine>,
     census: watch::Receiver<()>,
+    has_passed: bool,
     queue: VecDeque<Bytes>,
     queued_bytes: usize,
     reads: bool,
@@ -62,6 +62,7 @@ impl Connection {
             source,
             machine,
             census,
+            has_passed: false,
             queue: VecDeque::new(),
             queued_bytes: 0,
             reads: true,
@@ -79,7 +80,7 @@ impl Connection {
             if !self.shared.may_open() {
                 return;
             }
-            let deadline = self.shared.began + MAX_ATTACK_TIME;
+            let deadline = self.shared.began + self.shared.longest;
             let connect = self
                 .shared
                 .target
@@ -116,7 +117,7 @@ impl Connection {
             // A machine is woken when its earlier bytes are written: it never gets ahead of the
             // server.
             let wakes_at = self.wakes_at.filter(|_| self.queue.is_empty());
-            let wakes_at = wakes_at.unwrap_or(MAX_ATTACK_TIME).min(MAX_ATTACK_TIME);
+            let wakes_at = wakes_at.map_or(self.shared.longest, |at| at.min(self.shared.longest));
             let wakes_at = self.shared.began + wakes_at;
             if timer.deadline() != wakes_at {
                 timer.as_mut().reset(wakes_at);
@@ -146,7 +147,7 @@ impl Connection {
                     }
                 }
                 () = &mut timer => {
-                    if self.shared.now() >= MAX_ATTACK_TIME {
+                    if self.shared.now() >= self.shared.longest {
                         return;
                     }
                     self.wakes_at = None;
@@ -205,6 +206,7 @@ impl Connection {
     fn tell(&mut self, event: Event<'_>) -> Fate {
         let mut out = Actions::default();
         self.machine.on(event, self.shared.now(), &mut out);
+        self.count(out.signs);
         self.reads = out.reads.unwrap_or(self.reads);
         self.wakes_at = out.wakes_at.or(self.wakes_at);
         self.reopens_at = out.reopens_at;
@@ -216,6 +218,18 @@ impl Connection {
             self.queue.push_back(bytes);
         }
         if out.closes { Fate::Closed } else { Fate::Open }
+    }
+}
+
+impl Connection {
+    /// Counts what the machine tells of answers.
+    fn count(&mut self, signs: Signs) {
+        self.shared.served.fetch_add(signs.served, Relaxed);
+        self.shared.refused.fetch_add(signs.refused, Relaxed);
+        if signs.has_passed && !self.has_passed {
+            self.has_passed = true;
+            self.shared.passed.fetch_add(1, Relaxed);
+        }
     }
 }
 

@@ -39,6 +39,11 @@ struct Shared {
     holding: AtomicUsize,
     sent: AtomicU64,
     received: AtomicU64,
+    served: AtomicU64,
+    refused: AtomicU64,
+    passed: AtomicUsize,
+    /// When every connection ends.
+    longest: Duration,
 }
 
 /// What the attackers have done and hold.
@@ -56,6 +61,11 @@ pub(crate) struct Counts {
     pub(crate) sent: u64,
     /// Bytes that were received.
     pub(crate) received: u64,
+    /// Requests that were served, and that were not, as far as the machines tell.
+    pub(crate) served: u64,
+    pub(crate) refused: u64,
+    /// Machines that got what the server should refuse.
+    pub(crate) passed: usize,
 }
 
 // === Engine ===
@@ -82,7 +92,8 @@ impl Engine {
                 address,
             }
         };
-        Self::run(
+        Self::run_within(
+            attack.longest(),
             target,
             plan.ends,
             attack.receive_buffer,
@@ -100,11 +111,22 @@ impl Engine {
         receive_buffer: Option<u32>,
         machines: impl Iterator<Item = (Source, Duration, Box<dyn crate::machine::Machine>)>,
     ) -> Self {
+        Self::run_within(MAX_ATTACK_TIME, target, ends, receive_buffer, machines)
+    }
+
+    /// Starts machines whose connections end after `longest`.
+    fn run_within(
+        longest: Duration,
+        target: &Target,
+        ends: Duration,
+        receive_buffer: Option<u32>,
+        machines: impl Iterator<Item = (Source, Duration, Box<dyn crate::machine::Machine>)>,
+    ) -> Self {
         let (census, counted) = watch::channel(());
         let shared = Arc::new(Shared {
             target: target.clone(),
             began: Instant::now(),
-            ends: ends.min(MAX_ATTACK_TIME),
+            ends: ends.min(longest),
             receive_buffer,
             opened: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -112,6 +134,10 @@ impl Engine {
             holding: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            passed: AtomicUsize::new(0),
+            longest,
         });
         let mut tasks = JoinSet::new();
         for (source, starts, machine) in machines.take(MAX_CONNECTIONS) {
@@ -149,6 +175,9 @@ impl Engine {
             holding: shared.holding.load(Relaxed),
             sent: shared.sent.load(Relaxed),
             received: shared.received.load(Relaxed),
+            served: shared.served.load(Relaxed),
+            refused: shared.refused.load(Relaxed),
+            passed: shared.passed.load(Relaxed),
         }
     }
 

@@ -5,7 +5,7 @@ use super::{
     exchange::{Connection, MAX_BODY_BYTES, Route},
 };
 use crate::{
-    attacks::h2::frames::{PREFACE, SETTINGS, settings},
+    attacks::h2::frames::{ENABLE_CONNECT_PROTOCOL, PREFACE, SETTINGS, settings},
     error::DrillError,
     sample::Kind,
     target::{Source, Stream, Target},
@@ -17,11 +17,16 @@ use http_body_util::{BodyExt, Full, Limited};
 use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// The longest wait for the first frame of an HTTP/2 server.
 const MAX_H2_WAIT: Duration = Duration::from_secs(1);
+/// The refusals of a request after which the drill gives up, and the pause after each.
+const MAX_REFUSALS: usize = 3;
+const REFUSAL_PAUSE: Duration = Duration::from_millis(1_100);
+/// The longest SETTINGS that are read.
+const MAX_SETTINGS_BYTES: usize = 1 << 10;
 
 /// Sends `request` twice and returns the route with the answer to expect, and its headers.
 ///
@@ -57,8 +62,27 @@ pub(crate) async fn learn(
     Ok((route, headers))
 }
 
-/// Returns status, headers and body of the answer; no body if it is too long.
+/// Returns status, headers and body of the answer; no body if it is too long. A refusal for too
+/// many requests is followed by another request, because the drill wants a few at once.
 async fn answer(
+    target: &Target,
+    request: &Request<Full<Bytes>>,
+) -> Result<(u16, HeaderMap, Option<Bytes>), DrillError> {
+    for _ in 0..MAX_REFUSALS {
+        match answer_once(target, request).await? {
+            (429 | 503, ..) => sleep(REFUSAL_PAUSE).await,
+            answer => return Ok(answer),
+        }
+    }
+    let (method, path) = (request.method(), printable(&request.uri().to_string()));
+    Err(DrillError::NotServed {
+        target: target.addr(),
+        reason: format!("{method} {path} is refused again and again, without any attack"),
+    })
+}
+
+/// Sends `request` once.
+async fn answer_once(
     target: &Target,
     request: &Request<Full<Bytes>>,
 ) -> Result<(u16, HeaderMap, Option<Bytes>), DrillError> {
@@ -91,7 +115,7 @@ async fn answer(
         }
     };
     let status = parts.status;
-    if !status.is_success() {
+    if !status.is_success() && !matches!(status.as_u16(), 429 | 503) {
         let hint = match status.as_u16() {
             300..=399 => {
                 let location = parts.headers.get("location");
@@ -101,7 +125,6 @@ async fn answer(
             }
             401 | 403 => "set credentials with `header`".to_owned(),
             404 | 405 => "set a path that exists with `get` or `post`".to_owned(),
-            429 | 503 => "it refuses even a first request".to_owned(),
             _ => "mend it first".to_owned(),
         };
         return Err(refused(format!(
@@ -136,15 +159,30 @@ async fn explain(target: &Target, error: &std::io::Error) -> String {
     }
 }
 
-/// Returns whether the target speaks HTTP/2 with prior knowledge.
-pub(crate) async fn speaks_h2(target: &Target) -> bool {
+/// What a target says of its HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Http2 {
+    /// Whether it offers extended CONNECT (RFC 8441).
+    pub(crate) offers_tunnels: bool,
+}
+
+/// Returns what the target says of HTTP/2 with prior knowledge; `None` if it does not speak it.
+pub(crate) async fn http2(target: &Target) -> Option<Http2> {
     let first = async {
         let mut stream: Stream = target.connect(Source::Honest(0), None).await.ok()?;
         let hello = [PREFACE, &settings(&[])].concat();
         stream.write_all(&hello).await.ok()?;
         let mut head = [0; 9];
         stream.read_exact(&mut head).await.ok()?;
-        Some(head[3] == SETTINGS && head[5..] == [0; 4])
+        if head[3] != SETTINGS || head[5..] != [0; 4] {
+            return None;
+        }
+        let length = usize::from(u16::from_be_bytes([head[1], head[2]]));
+        let mut payload = vec![0; length.min(MAX_SETTINGS_BYTES)];
+        stream.read_exact(&mut payload).await.ok()?;
+        let enable = [ENABLE_CONNECT_PROTOCOL.to_be_bytes(), [0, 0], [0, 1]].concat();
+        let offers_tunnels = payload.chunks(6).any(|setting| setting == enable);
+        Some(Http2 { offers_tunnels })
     };
-    matches!(timeout(MAX_H2_WAIT, first).await, Ok(Some(true)))
+    timeout(MAX_H2_WAIT, first).await.ok().flatten()
 }

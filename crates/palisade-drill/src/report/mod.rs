@@ -94,6 +94,12 @@ pub struct AttackersReport {
     pub holding: usize,
     /// The number that held it after newcomers had asked for all places, if they did.
     pub displaced_to: Option<usize>,
+    /// The requests that were served, in attacks that are judged by that.
+    pub served: u64,
+    /// The requests that were not, in the same attacks.
+    pub refused: u64,
+    /// The number of attackers that got what the server should refuse.
+    pub passed: usize,
     /// The bytes that they sent in each second.
     pub sent_per_second: f64,
     /// The bytes that they received in each second.

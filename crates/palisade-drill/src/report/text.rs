@@ -80,6 +80,10 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
     if let Some(left) = attackers.displaced_to {
         text.push_str(&format!(", {left} left when places were short"));
     }
+    if attackers.served + attackers.refused > 0 {
+        let (served, refused) = (attackers.served, attackers.refused);
+        text.push_str(&format!(", {served} requests served and {refused} not"));
+    }
     line("attackers", text)?;
     if let Some(price) = attackers.bytes_per_lost_request {
         line("price", format!("{} for each lost request", bytes(price)))?;

@@ -2,18 +2,18 @@
 
 use super::{Run, plan};
 use crate::{
-    attacks::{Attack, Protocol, Takes},
+    attacks::{Attack, InQuick, Protocol, Takes},
     bounds::MAX_CONNECTIONS,
     engine::{Counts, Engine},
     figures::{figures, milliseconds},
     options::more_than,
     report::{AttackReport, AttackersReport},
     sample::Span,
-    verdict::{Attackers, Evidence, Honest, MAX_RECOVERY, is_kept, judge},
+    verdict::{Answers, Attackers, Evidence, Honest, MAX_RECOVERY, is_kept, judge},
     wave,
 };
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// The interval between two looks at the honest clients after an attack.
 const RECOVERY_CHECK: Duration = Duration::from_millis(20);
@@ -22,6 +22,9 @@ const WAVE_CHECK: Duration = Duration::from_millis(200);
 /// The age from which an unfinished request is judged: what a server that holds may take at least.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// The time of the first visit of clients that return.
+const FIRST_VISIT: Duration = Duration::from_millis(300);
+
 /// What a round has seen of the attackers.
 struct Seen {
     connections: usize,
@@ -29,11 +32,47 @@ struct Seen {
     displaced: Option<usize>,
 }
 
+/// Returns what the verdict rests on, if that is what the machines tell.
+fn answers(takes: Takes, counts: &Counts) -> Option<Answers> {
+    let Counts {
+        served,
+        refused,
+        passed,
+        ..
+    } = *counts;
+    match takes {
+        Takes::Nothing => Some(Answers::ToHonestClients { served, refused }),
+        Takes::Passage => Some(Answers::ToTrespassers { refused, passed }),
+        Takes::Places | Takes::Work => None,
+    }
+}
+
 impl Run {
+    /// Lets clients that return come for the first time.
+    pub(super) async fn first_visit(&mut self, attack: &Attack, number: u8) {
+        let schedule = self.schedule.of(attack);
+        let plan = plan(&self.target, &self.options, &schedule);
+        let clients = self.wanted(attack).min(self.max_attackers);
+        let ramp_up = schedule.ramp_up;
+        let engine = Engine::start(&self.target, attack, &plan, number, clients, ramp_up);
+        sleep(FIRST_VISIT).await;
+        engine.stop().await;
+        self.visited = Some(Instant::now());
+    }
+
+    /// Waits until clients that have been here may return.
+    async fn wait_for_return(&self, attack: &Attack) {
+        if let (Some(visited), Some([quick, full])) = (self.visited, attack.times.returns) {
+            let pause = if self.options.quick { quick } else { full };
+            sleep_until(visited + pause).await;
+        }
+    }
+
     /// Runs one round and judges it.
     pub(super) async fn round(&mut self, attack: &Attack, number: u8) -> AttackReport {
-        let schedule = self.schedule;
+        let schedule = self.schedule.of(attack);
         let log = self.honest.log();
+        self.wait_for_return(attack).await;
         log.forget(log.now());
         let from = log.now();
         sleep(schedule.before).await;
@@ -61,6 +100,7 @@ impl Run {
                 alive: seen.counts.holding,
                 displaced: seen.displaced,
                 takes_places: attack.takes == Takes::Places,
+                answers: answers(attack.takes, &seen.counts),
             },
         };
         let (verdict, reason) = judge(&evidence);
@@ -71,6 +111,11 @@ impl Run {
         report.recovery_ms = recovery.map(milliseconds);
         report.attackers = self.price(attack, &seen, &honest);
         report.honest = honest;
+        if let InQuick::Less(what) = attack.in_quick
+            && self.options.quick
+        {
+            report.cautions.push(format!("quick: {what}"));
+        }
         let wanted = self.wanted(attack);
         if seen.connections < wanted {
             report.cautions.push(format!(
@@ -83,7 +128,7 @@ impl Run {
 
     /// Runs the attackers. Returns what they did, and the span that is judged.
     async fn run_attackers(&self, attack: &Attack, number: u8) -> (Seen, Span) {
-        let schedule = &self.schedule;
+        let schedule = &self.schedule.of(attack);
         let log = self.honest.log();
         let plan = plan(&self.target, &self.options, schedule);
         let connections = self.wanted(attack).min(self.max_attackers);
@@ -203,8 +248,11 @@ impl Run {
             holding,
             sent,
             received,
+            served,
+            refused,
+            passed,
         } = seen.counts;
-        let schedule = &self.schedule;
+        let schedule = &self.schedule.of(attack);
         let seconds = schedule.attack().as_secs_f64();
         let lost: f64 = honest
             .iter()
@@ -215,7 +263,8 @@ impl Run {
             .sum();
         let kept = match attack.takes {
             Takes::Places => seen.displaced.unwrap_or(holding),
-            Takes::Work => 0,
+            Takes::Passage => passed,
+            Takes::Work | Takes::Nothing => 0,
         };
         AttackersReport {
             connections: seen.connections,
@@ -224,9 +273,13 @@ impl Run {
             alive,
             holding,
             displaced_to: seen.displaced,
+            served,
+            refused,
+            passed,
             sent_per_second: sent as f64 / seconds,
             received_per_second: received as f64 / seconds,
-            bytes_per_lost_request: (lost >= 1.0).then(|| sent as f64 / lost),
+            bytes_per_lost_request: (lost >= 1.0 && attack.takes != Takes::Nothing)
+                .then(|| sent as f64 / lost),
             bytes_per_kept_place: (kept > 0).then(|| sent as f64 / kept as f64),
             connections_per_kept_place: (kept > 0).then(|| opened as f64 / kept as f64),
         }

@@ -1,11 +1,15 @@
 //! The times of one round.
 
-use crate::verdict::MAX_RECOVERY;
+use crate::{
+    attacks::{Attack, Takes},
+    verdict::MAX_RECOVERY,
+};
 use std::time::Duration;
 
 /// The times of one round, in that order.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Schedule {
+    is_quick: bool,
     /// Honest clients alone.
     pub(super) before: Duration,
     /// The attackers begin, one after the other.
@@ -27,6 +31,7 @@ impl Schedule {
         let milliseconds =
             |full, quickly| Duration::from_millis(if quick { quickly } else { full });
         Self {
+            is_quick: quick,
             before: milliseconds(1_500, 800),
             ramp_up: milliseconds(1_000, 500),
             lead_in: milliseconds(1_000, 300),
@@ -36,9 +41,34 @@ impl Schedule {
         }
     }
 
+    /// Returns the times of `attack`.
+    pub(super) fn of(mut self, attack: &Attack) -> Self {
+        let milliseconds =
+            |full, quickly| Duration::from_millis(if self.is_quick { quickly } else { full });
+        if attack.takes != Takes::Places {
+            // Nothing is judged that the server has yet to end.
+            self.ramp_up = milliseconds(500, 300);
+            self.middle = milliseconds(4_000, 1_500);
+            self.settle = milliseconds(300, 100);
+        }
+        if attack.takes == Takes::Nothing {
+            self.ramp_up = Duration::ZERO;
+        }
+        let times = attack.times;
+        let longer = times.full.filter(|_| !self.is_quick).max(times.least);
+        let longer = longer.unwrap_or_default().saturating_sub(self.ramp_up);
+        self.middle = self.middle.max(longer);
+        self
+    }
+
     /// Returns the time in which attackers begin something.
     pub(super) fn attack(&self) -> Duration {
         self.ramp_up + self.lead_in + self.middle
+    }
+
+    /// Returns the time of an attack that is held, and in which no newcomers are sent.
+    pub(super) fn shortest(&self) -> Duration {
+        self.before + self.attack() + self.settle
     }
 
     /// Returns the longest time of an attack, with a second round.
@@ -51,14 +81,17 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bounds::MAX_ATTACK_TIME;
+    use crate::{attacks, bounds::MAX_RUN_TIME};
 
     #[test]
     fn a_round_is_within_the_bound_of_an_attack() {
         for quick in [true, false] {
-            let schedule = Schedule::new(quick);
-            let attacked = schedule.attack() + schedule.settle + schedule.wave;
-            assert!(attacked < MAX_ATTACK_TIME);
+            for attack in attacks::all() {
+                let schedule = Schedule::new(quick).of(&attack);
+                let attacked = schedule.attack() + schedule.settle + schedule.wave;
+                assert!(attacked < attack.longest(), "{}", attack.name);
+                assert!(schedule.longest() < MAX_RUN_TIME, "{}", attack.name);
+            }
         }
     }
 }

@@ -44,6 +44,7 @@ fn evidence(honest: &[Honest]) -> Evidence<'_> {
             alive: 0,
             displaced: None,
             takes_places: true,
+            answers: None,
         },
     }
 }
@@ -158,4 +159,27 @@ fn a_grade_is_that_of_the_worst_verdict() {
     assert_eq!(Grade::of([Kept, Harmed, Inconclusive]), Some(Grade::C));
     assert_eq!(Grade::of([Harmed, Down, Held]), Some(Grade::F));
     assert_eq!(Grade::of([]), None);
+}
+
+#[test]
+fn honest_clients_that_are_refused_count_even_if_the_drills_own_were_refused_before() {
+    let crowd = |served, refused| Some(Answers::ToHonestClients { served, refused });
+    let mut refused = honest([(0.1, 2.0); 2]);
+    for honest in &mut refused {
+        honest.before = figures(0.1, 2.0);
+    }
+    let mut seen = evidence(&refused);
+    seen.attackers.answers = crowd(1, 39);
+    assert_eq!(judge(&seen).0, Verdict::Down);
+    // A busy machine says nothing.
+    seen.lateness = MAX_LATENESS * 2;
+    assert_eq!(judge(&seen).0, Verdict::Inconclusive);
+
+    let unharmed = honest(UNHARMED);
+    let mut seen = evidence(&unharmed);
+    seen.attackers.connections = 40;
+    seen.attackers.answers = crowd(40, 0);
+    assert_eq!(judge(&seen).0, Verdict::Held);
+    seen.attackers.answers = crowd(39, 1);
+    assert_eq!(judge(&seen).0, Verdict::Harmed);
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     attacks::{
-        attack::{Addresses, Attack, Protocol, remedy},
+        attack::{Addresses, Attack, InQuick, Protocol, remedy},
         pause::reopen,
     },
     machine::{Actions, Event, Machine},
@@ -22,6 +22,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 pub(in crate::attacks) fn attacks() -> Vec<Attack> {
     vec![Attack {
         name: "continuation-flood",
+        in_quick: InQuick::Skipped("dripped-head withholds the same in HTTP/1"),
         threat: "T15",
         title: "HTTP/2 header blocks that CONTINUATION frames extend without end",
         withholds: "the end of the header block",

@@ -1,12 +1,12 @@
 //! Frames that carry no request on, each of which the server must answer.
 
 use super::{
-    frames::{PING, frame, settings},
+    frames::{PING, PRIORITY, frame, settings},
     session::Session,
 };
 use crate::{
     attacks::{
-        attack::{Addresses, Attack, Protocol, Takes, remedy},
+        attack::{Addresses, Attack, InQuick, Protocol, Takes, remedy},
         pause::reopen,
     },
     machine::{Actions, Event, Machine},
@@ -28,6 +28,7 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
         connections: 10,
         addresses: Addresses::Many(10),
         takes: Takes::Work,
+        in_quick: InQuick::Skipped("rapid-reset takes more work"),
         remedies: const {
             &[
                 remedy(
@@ -54,10 +55,21 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "settings-flood",
-            is_quick: false,
             title: "empty HTTP/2 SETTINGS frames without pause",
             cve: Some("CVE-2019-9515"),
             make: |plan, _| Box::new(Flood::new(&settings(&[]), plan.ends)),
+            ..base.clone()
+        },
+        Attack {
+            name: "priority-flood",
+            title: "HTTP/2 PRIORITY frames without pause",
+            withholds: "nothing: it takes a read for each frame",
+            cve: Some("CVE-2019-9513"),
+            make: |plan, _| {
+                // Stream 1 depends on stream 3, by a weight of 16.
+                let priority = frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 15]);
+                Box::new(Flood::new(&priority, plan.ends))
+            },
             ..base
         },
     ]

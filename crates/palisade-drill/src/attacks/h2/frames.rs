@@ -7,6 +7,8 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const DATA: u8 = 0;
 /// The type of a HEADERS frame.
 pub const HEADERS: u8 = 1;
+/// The type of a PRIORITY frame.
+pub const PRIORITY: u8 = 2;
 /// The type of a `RST_STREAM` frame.
 pub const RST_STREAM: u8 = 3;
 /// The type of a SETTINGS frame.
@@ -27,6 +29,10 @@ pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 /// The error code of a request that is no longer wanted.
 pub const CANCEL: u32 = 8;
+/// The setting by which a server offers extended CONNECT (RFC 8441).
+pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+/// The setting of the table in which the other side may put fields.
+pub const HEADER_TABLE_SIZE: u16 = 1;
 /// The setting of the window with which each stream begins.
 pub const INITIAL_WINDOW_SIZE: u16 = 4;
 /// The largest payload of a frame in bytes, unless the other side allows more.
@@ -131,6 +137,24 @@ pub struct Received {
     pub length: usize,
     /// The first bytes of the payload, zero beyond its end.
     pub start: [u8; KEPT_BYTES],
+}
+
+impl Received {
+    /// Returns whether this HEADERS frame has a status of success, as every server writes the usual
+    /// ones (RFC 7541 appendix A: an entry of the static table for 200, 204, 206 and 304).
+    ///
+    /// ```
+    /// use palisade_drill::attacks::h2::frames::{HEADERS, Received};
+    /// let start = [0x88, 0, 0, 0, 0, 0, 0, 0];
+    /// assert!(Received { kind: HEADERS, start, ..Received::default() }.is_success());
+    /// let start = [0x48, 3, b'4', b'2', b'9', 0, 0, 0];
+    /// assert!(!Received { kind: HEADERS, start, ..Received::default() }.is_success());
+    /// ```
+    pub fn is_success(&self) -> bool {
+        // A change of the size of the dynamic table may come first (RFC 7541 section 6.3).
+        let mut block = self.start.iter().skip_while(|byte| **byte >> 5 == 1);
+        self.kind == HEADERS && matches!(block.next(), Some(0x88..=0x8b))
+    }
 }
 
 /// Tells frames apart in received bytes. It keeps 17 bytes, whatever the server sends.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     attacks::{
-        attack::{Addresses, Attack, Protocol, Takes, remedy},
+        attack::{Addresses, Attack, InQuick, Protocol, Takes, remedy},
         pause::reopen,
     },
     machine::{Actions, Event, Machine},
@@ -54,6 +54,7 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
         },
         Attack {
             name: "made-you-reset",
+            in_quick: InQuick::Skipped("rapid-reset takes the same work"),
             title: "HTTP/2 requests with a frame that makes the server reset them",
             withholds: "nothing: it takes the start of the work",
             stopped_by: "a limit on resets that the server sends, after which the connection ends",
@@ -69,6 +70,26 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
                 ]
             },
             make: |plan, _| Box::new(Resets::new(plan, Kind::MadeYou)),
+            ..base.clone()
+        },
+        Attack {
+            name: "paced-reset",
+            in_quick: InQuick::Skipped("rapid-reset takes more work"),
+            title: "HTTP/2 requests that are cancelled at once, 100 a second on 40 connections",
+            withholds: "nothing: each connection stays below a usual limit on its resets",
+            stopped_by: "a limit for each client, and one on what is under way in all",
+            cve: Some("CVE-2023-44487"),
+            connections: 40,
+            addresses: Addresses::Many(40),
+            remedies: const {
+                &[
+                    remedy("palisade", "Stack: concurrency_limit and rate_limit"),
+                    remedy("axum", "tower's load_shed outside a concurrency limit"),
+                    remedy("nginx", "limit_req by $binary_remote_addr"),
+                    remedy("HAProxy", "stick-table http_req_rate and http-request deny"),
+                ]
+            },
+            make: |plan, _| Box::new(Resets::new(plan, Kind::Paced)),
             ..base
         },
     ]
@@ -78,6 +99,8 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
 enum Kind {
     /// Cancels each request.
     Rapid,
+    /// Cancels each request, one in each interval.
+    Paced,
     /// Opens the window of each request by zero bytes, which is an error of the stream
     /// (RFC 9113 section 6.9).
     MadeYou,
@@ -100,10 +123,14 @@ impl Resets {
 
     fn batch(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for _ in 0..BATCH_REQUESTS {
+        let requests = match self.kind {
+            Kind::Paced => 1,
+            Kind::Rapid | Kind::MadeYou => BATCH_REQUESTS,
+        };
+        for _ in 0..requests {
             let stream = self.session.next_stream();
             match self.kind {
-                Kind::Rapid => {
+                Kind::Rapid | Kind::Paced => {
                     let fields = self.plan.fields("GET", &self.plan.get);
                     bytes.extend(headers(stream, END_STREAM, &fields));
                     bytes.extend(reset(stream, CANCEL));
@@ -169,6 +196,18 @@ mod tests {
         let sent = trace(&mut Resets::new(&plan, Kind::MadeYou), Duration::ZERO);
         let first = kinds(sent[0].1.strip_prefix(PREFACE).unwrap());
         assert_eq!(first[1..3], [(HEADERS, 1), (WINDOW_UPDATE, 1)]);
+    }
+
+    #[test]
+    fn a_paced_reset_is_one_request_each_10_ms() {
+        let plan = Plan::new("a");
+        let sent = trace(&mut Resets::new(&plan, Kind::Paced), Duration::from_secs(1));
+        assert_eq!(sent.len(), 101);
+        let expected = [(HEADERS, 201), (RST_STREAM, 201)];
+        assert_eq!(
+            (sent[100].0, kinds(&sent[100].1)),
+            (Duration::from_secs(1), expected.into())
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What every HTTP/2 attacker does: the preface, and the answers without which it would be closed.
 
 use super::frames::{
-    self, ACK, DATA, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, Reader, SETTINGS,
+    self, ACK, DATA, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, Reader, Received, SETTINGS,
 };
 use crate::machine::Actions;
 use bytes::Bytes;
@@ -38,11 +38,17 @@ impl Session {
 
     /// Acknowledges SETTINGS and PING, as a client must that wants to stay.
     pub(super) fn answer(&mut self, bytes: &[u8], out: &mut Actions) {
+        self.read(bytes, out, |_| ());
+    }
+
+    /// Acknowledges SETTINGS and PING, and calls `on` with each frame.
+    pub(super) fn read(&mut self, bytes: &[u8], out: &mut Actions, mut on: impl FnMut(Received)) {
         let ended = &mut self.ended;
         self.reader.read(bytes, |frame| {
             let is_end = frame.kind == RST_STREAM
                 || matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0;
             *ended += u32::from(is_end);
+            on(frame);
             if frame.flags & ACK == 0 {
                 match frame.kind {
                     SETTINGS => out.send(frames::frame(SETTINGS, ACK, 0, &[])),

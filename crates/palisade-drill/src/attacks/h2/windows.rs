@@ -1,12 +1,12 @@
 //! Windows that stay closed, so that the server keeps its responses.
 
 use super::{
-    frames::{END_STREAM, INITIAL_WINDOW_SIZE, headers, window_update},
+    frames::{END_STREAM, INITIAL_WINDOW_SIZE, RST_STREAM, headers},
     session::Session,
 };
 use crate::{
     attacks::{
-        attack::{Addresses, Attack, Protocol, Remedy, remedy},
+        attack::{Addresses, Attack, InQuick, Needs, Protocol, Remedy, Times, remedy},
         pause::reopen,
     },
     machine::{Actions, Event, Machine},
@@ -31,38 +31,48 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
     let base = Attack {
         threat: "T07",
         protocol: Protocol::Http2,
-        connections: 100,
-        addresses: Addresses::Many(50),
+        // A server that makes its responses whole keeps 2,000 of them: a few gigabytes at most.
+        connections: 20,
+        addresses: Addresses::Many(20),
         remedies: REMEDIES,
         ..Attack::BASE
     };
     vec![
         Attack {
             name: "zero-window",
-            is_quick: false,
             title: "99 HTTP/2 responses on each connection into windows of zero bytes",
             withholds: "the window of the streams",
             stopped_by: "a deadline for responses that make no progress",
+            in_quick: InQuick::Skipped("one-byte-window holds the same streams"),
             make: |plan, _| Box::new(Windows::new(plan, 0)),
             ..base.clone()
         },
         Attack {
             name: "one-byte-window",
-            title: "99 HTTP/2 responses into windows of a byte, beside a tiny request now and then",
+            title: "99 HTTP/2 responses into windows of a byte, beside a tiny request a minute",
             withholds: "all but a byte of the window of the streams",
             stopped_by: "a deadline for each response, which other streams do not extend",
+            needs: Needs::Large,
+            times: Times {
+                full: Some(Duration::from_secs(130)),
+                ..Attack::BASE.times
+            },
+            in_quick: InQuick::Less("it watches for 3 s, in which a patient server ends nothing"),
             make: |plan, _| Box::new(Windows::new(plan, 1)),
             ..base
         },
     ]
 }
 
-/// The time between two signs of life of an attacker with a window of a byte.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// The time between two signs of life of an attacker with a window of a byte: less than most idle
+/// timeouts.
+const INTERVAL: Duration = Duration::from_secs(60);
 
 struct Windows {
     plan: Plan,
     window: u32,
+    /// The responses that the server still owes.
+    held: usize,
     session: Session,
 }
 
@@ -71,6 +81,7 @@ impl Windows {
         Self {
             plan: plan.clone(),
             window,
+            held: 0,
             session: Session::default(),
         }
     }
@@ -84,6 +95,7 @@ impl Windows {
         for _ in 0..STREAMS {
             out.send(headers(self.session.next_stream(), END_STREAM, &fields));
         }
+        self.held = STREAMS;
     }
 }
 
@@ -91,13 +103,27 @@ impl Machine for Windows {
     fn on(&mut self, event: Event<'_>, now: Duration, out: &mut Actions) {
         match event {
             Event::Opened => self.open(out),
-            Event::Received(bytes) => return self.session.answer(bytes, out),
+            Event::Received(bytes) => {
+                let held = &mut self.held;
+                self.session.read(bytes, out, |frame| {
+                    let is_held = frame.stream > 0 && frame.stream < 2 * STREAMS as u32;
+                    if is_held && frame.kind == RST_STREAM {
+                        *held = held.saturating_sub(1);
+                    }
+                });
+                // A connection without any of its streams holds nothing: it is not kept.
+                if self.held == 0 {
+                    out.close();
+                }
+                return;
+            }
+            // One that shows signs of life is to stay to the end, which a new one would feign.
+            Event::Closed if self.window > 0 => return,
             Event::Closed => return reopen(now, out),
             Event::Woken => {
-                // A request whose response needs no window, and a byte for the first response.
+                // A request whose response needs no window.
                 let fields = self.plan.fields("HEAD", &self.plan.get);
                 out.send(headers(self.session.next_stream(), END_STREAM, &fields));
-                out.send(window_update(1, 1));
             }
         }
         if self.window > 0 {
@@ -113,7 +139,7 @@ impl Machine for Windows {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frames::{CANCEL, HEADERS, PREFACE, Reader, WINDOW_UPDATE, reset};
+    use super::super::frames::{CANCEL, HEADERS, PREFACE, Reader, reset};
     use super::*;
     use crate::machine::trace;
 
@@ -151,12 +177,33 @@ mod tests {
     }
 
     #[test]
-    fn a_window_of_a_byte_shows_signs_of_life() {
-        let sent = trace(
-            &mut Windows::new(&Plan::new("a"), 1),
-            Duration::from_secs(5),
+    fn a_window_of_a_byte_is_beside_a_tiny_request_a_minute() {
+        let plan = Plan {
+            large: Some("/large".to_owned()),
+            ..Plan::new("a")
+        };
+        let sent = trace(&mut Windows::new(&plan, 1), Duration::from_secs(130));
+        let text = String::from_utf8_lossy(&sent[0].1).into_owned();
+        assert_eq!(text.matches("/large").count(), STREAMS);
+        assert_eq!(sent.len(), 3);
+        assert_eq!(
+            (sent[2].0, kinds(&sent[2].1)),
+            (2 * INTERVAL, vec![HEADERS])
         );
-        assert_eq!(sent.len(), 6);
-        assert_eq!(kinds(&sent[5].1), [HEADERS, WINDOW_UPDATE]);
+    }
+
+    #[test]
+    fn an_attacker_whose_streams_are_all_reset_keeps_nothing_and_does_not_come_back() {
+        let mut machine = Windows::new(&Plan::new("a"), 1);
+        let mut out = Actions::default();
+        machine.on(Event::Opened, Duration::ZERO, &mut out);
+        for number in 0..STREAMS as u32 {
+            assert!(!out.is_closing());
+            let bytes = reset(2 * number + 1, CANCEL);
+            machine.on(Event::Received(&bytes), INTERVAL, &mut out);
+        }
+        assert!(out.is_closing());
+        machine.on(Event::Closed, INTERVAL, &mut out);
+        assert_eq!(out.reopening(), None);
     }
 }
