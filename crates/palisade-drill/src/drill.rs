@@ -54,6 +54,29 @@ impl Drill {
         Ok(Self::of(Subject::Running(target::resolve(target)?)))
     }
 
+    /// A drill against a server in a child process. `command` gets the variable `PORT`, and has to
+    /// listen on that port of 127.0.0.1 within 30 seconds, in the foreground. Its memory, open
+    /// files and processor time are measured on Linux. It ends with the drill, and so do processes
+    /// that it started, as far as the system tells them (on Linux): by their pids, without notice.
+    ///
+    /// ```no_run
+    /// use palisade_drill::{Drill, Grade};
+    /// use std::process::Command;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), palisade_drill::DrillError> {
+    /// let report = Drill::child(Command::new("target/release/my-server"))
+    ///     .file_limit(1024)
+    ///     .run()
+    ///     .await?;
+    /// report.assert(Grade::A);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn child(command: std::process::Command) -> Self {
+        Self::of(Subject::Child(command))
+    }
+
     fn of(subject: Subject) -> Self {
         Self {
             subject,
@@ -66,6 +89,17 @@ impl Drill {
     /// whether those that stay are tolerated or cannot be displaced is not found out.
     pub fn places(mut self, places: usize) -> Self {
         self.options.places = Some(places);
+        self
+    }
+
+    /// The limit on open files of the server, 64 to 3,621; 1,024 is that of most systems. It admits
+    /// fewer connections than that, so that places are short without [`places`](Self::places). For
+    /// [`child`](Self::child) on Linux alone. Defaults to that of the drill.
+    ///
+    /// It is set when the process has begun. A server that raises its limit before that, as root
+    /// for example, is named in the report.
+    pub fn file_limit(mut self, files: u64) -> Self {
+        self.options.file_limit = Some(files);
         self
     }
 
@@ -86,6 +120,27 @@ impl Drill {
     /// skipped.
     pub fn large(mut self, path: impl Into<String>) -> Self {
         self.options.large = Some(path.into());
+        self
+    }
+
+    /// The path of a GET that is answered with an event stream, or with another answer that stays
+    /// open. An honest client holds it open. Defaults to none.
+    pub fn events(mut self, path: impl Into<String>) -> Self {
+        self.options.open.events = Some(path.into());
+        self
+    }
+
+    /// The path of a WebSocket. An honest client holds it open and is quiet. Defaults to none.
+    pub fn websocket(mut self, path: impl Into<String>) -> Self {
+        self.options.open.websocket = Some(path.into());
+        self
+    }
+
+    /// The path of a GET that takes a millisecond of processor time or more. Requests at twice the
+    /// capacity of the server are skipped without it. For [`child`](Self::child) on Linux alone, on
+    /// two processor cores or more: the server is pinned to all but one. Defaults to none.
+    pub fn cpu_get(mut self, path: impl Into<String>) -> Self {
+        self.options.cpu_get = Some(path.into());
         self
     }
 
@@ -138,15 +193,18 @@ impl Drill {
     /// - [`DrillError::Refused`] if the target may not be attacked.
     /// - [`DrillError::NotServed`] if it does not answer the honest requests to begin with.
     /// - [`DrillError::ServerEnded`] if the server of [`serving`](Self::serving) ended.
+    /// - [`DrillError::ChildFailed`] if the server of [`child`](Self::child) did not start.
     /// - [`DrillError::Io`] if the system has no more files, ports or threads.
     ///
     /// # Cancel safety
     ///
-    /// When the future is dropped, the server of [`serving`](Self::serving), all clients and all
+    /// When the future is dropped, the server of [`serving`](Self::serving) or
+    /// [`child`](Self::child), all clients and all
     /// connections end. The drop waits for that, for two seconds at most.
     pub async fn run(self) -> Result<Report, DrillError> {
         let Self { subject, options } = self;
         options.check()?;
+        subject.check(&options)?;
         let mut worker = Worker::spawn("drill", move || run::run(subject, options))?;
         worker.finished().await.unwrap_or_else(|| {
             Err(std::io::Error::other("a thread of the drill panicked, which is a bug").into())
@@ -157,4 +215,4 @@ impl Drill {
 #[cfg(test)]
 mod bad_targets;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

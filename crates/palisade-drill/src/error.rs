@@ -26,6 +26,13 @@ pub enum DrillError {
     /// The server of [`Drill::serving`](crate::Drill::serving) ended by itself or panicked before
     /// the first attack.
     ServerEnded,
+    /// The server of [`Drill::child`](crate::Drill::child) did not start.
+    ChildFailed {
+        /// The program that was to be started.
+        program: String,
+        /// What happened instead, and what to do.
+        reason: String,
+    },
     /// A system call failed.
     Io(io::Error),
 }
@@ -68,6 +75,9 @@ impl fmt::Display for DrillError {
                 "the server ended before the first attack: `serving` needs a future that serves \
                  until it is dropped",
             ),
+            Self::ChildFailed { program, reason } => {
+                write!(f, "{} serves nothing: {reason}", printable(program))
+            }
             Self::Io(error) => write!(f, "the drill cannot go on: {error}"),
         }
     }

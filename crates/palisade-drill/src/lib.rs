@@ -47,6 +47,26 @@
 //! lets newcomers ask for all places: attackers that the server gives up for them are not *kept*.
 //! Without it, the report says "perhaps patience".
 //!
+//! # Honest clients
+//!
+//! Each kind has an address of its own, and all together send 20 requests a second: a GET on a new
+//! connection, and one on a connection that is kept; with [`Drill::post`] a small POST and a phone
+//! that sends 8 KiB at 16 KiB/s; with [`Drill::large`] a phone that receives at 64 KiB/s; with
+//! [`Drill::events`] an event stream, and with [`Drill::websocket`] a quiet WebSocket; and where
+//! the server speaks HTTP/2, connections with three requests at once, of which the server refuses
+//! one. [`Kind`] says what counts as served.
+//!
+//! # A child process
+//!
+//! [`Drill::child`] starts the server as a process of its own, which listens on `127.0.0.1:$PORT`.
+//! On Linux the drill measures its memory, open files and processor time, gives it few files with
+//! [`Drill::file_limit`], so that places are short without [`Drill::places`], and with
+//! [`Drill::cpu_get`] sends requests at twice the capacity of its processor cores. Memory is *kept*
+//! only if a second round raises it again, because allocators keep freed heap. A process that dies
+//! is *down*, with its exit status as the reason. An overload has no attackers: it is *held* if
+//! 70 % of the capacity is answered within 1 s and the rest refused within 1 s, and *down* below
+//! 20 %.
+//!
 //! # Safety
 //!
 //! The drill attacks loopback alone, and only a listener of the user who runs it (on Linux, where
@@ -57,6 +77,7 @@
 
 pub mod attacks;
 pub mod bounds;
+mod child;
 mod drill;
 mod engine;
 mod error;
@@ -65,6 +86,7 @@ mod files;
 mod honest;
 pub mod machine;
 mod options;
+mod overload;
 mod plan;
 mod report;
 mod run;
@@ -72,6 +94,7 @@ mod sample;
 mod server;
 mod target;
 mod text;
+mod usage;
 mod verdict;
 mod wave;
 mod worker;
@@ -79,8 +102,10 @@ mod worker;
 pub use drill::Drill;
 pub use error::{ConfigFault, DrillError};
 pub use figures::Figures;
+pub use overload::Overload;
 pub use report::{
     AttackReport, AttackersReport, Change, Comparison, Report, ReportError, SCHEMA, Skipped,
 };
 pub use sample::Kind;
+pub use usage::ServerUsage;
 pub use verdict::{Grade, Honest, Verdict};

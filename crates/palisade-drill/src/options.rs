@@ -3,7 +3,9 @@
 use crate::{
     attacks::{self, Attack},
     bounds::MAX_CONNECTIONS,
+    child::limit,
     error::{ConfigFault, DrillError},
+    honest::OpenPaths,
 };
 use http::{HeaderName, HeaderValue, header};
 
@@ -14,6 +16,10 @@ pub(crate) fn more_than(places: usize) -> usize {
 
 /// The largest number of places that attackers can fill.
 const MAX_PLACES: usize = (MAX_CONNECTIONS - 16) * 10 / 11;
+
+/// The limits on open files of a child: a server needs a few for itself, and attackers fill the
+/// rest.
+const FILE_LIMITS: std::ops::RangeInclusive<u64> = 64..=MAX_PLACES as u64;
 
 /// The headers that the drill writes itself.
 const OWN_HEADERS: [HeaderName; 6] = [
@@ -29,9 +35,12 @@ const OWN_HEADERS: [HeaderName; 6] = [
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) places: Option<usize>,
+    pub(crate) file_limit: Option<u64>,
     pub(crate) get: String,
     pub(crate) post: Option<String>,
     pub(crate) large: Option<String>,
+    pub(crate) cpu_get: Option<String>,
+    pub(crate) open: OpenPaths,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) only: Vec<String>,
     pub(crate) skip: Vec<String>,
@@ -44,9 +53,12 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             places: None,
+            file_limit: None,
             get: "/".to_owned(),
             post: None,
             large: None,
+            cpu_get: None,
+            open: OpenPaths::default(),
             headers: Vec::new(),
             only: Vec::new(),
             skip: Vec::new(),
@@ -79,10 +91,25 @@ impl Options {
             let allowed = format!("1 to {MAX_PLACES}");
             check(is_allowed, "places", &places.to_string(), &allowed);
         }
+        if let Some(files) = self.file_limit {
+            let is_allowed = FILE_LIMITS.contains(&files);
+            let allowed = format!("{} to {}", FILE_LIMITS.start(), FILE_LIMITS.end());
+            check(is_allowed, "file_limit", &files.to_string(), &allowed);
+            let allowed = "nothing but on Linux: set `places`";
+            check(
+                limit::IS_POSSIBLE,
+                "file_limit",
+                &files.to_string(),
+                allowed,
+            );
+        }
         let paths = [
             ("get", Some(&self.get)),
             ("post", self.post.as_ref()),
             ("large", self.large.as_ref()),
+            ("cpu_get", self.cpu_get.as_ref()),
+            ("events", self.open.events.as_ref()),
+            ("websocket", self.open.websocket.as_ref()),
         ];
         for (field, path) in paths {
             let path = path.map_or("/", String::as_str);
@@ -108,6 +135,16 @@ impl Options {
         } else {
             Err(DrillError::Config(faults))
         }
+    }
+
+    /// Returns the number of connections that the server admits, as far as is known. A file limit
+    /// admits fewer than its number, because a server has files of its own.
+    pub(crate) fn admitted(&self) -> Option<usize> {
+        let files = || {
+            self.file_limit
+                .and_then(|files| usize::try_from(files).ok())
+        };
+        self.places.or_else(files)
     }
 
     /// Returns whether the attack was asked for.

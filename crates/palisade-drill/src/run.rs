@@ -1,15 +1,17 @@
 //! The course of a drill: for each attack before, during, after, and a verdict.
 
+mod overload;
 mod round;
 mod schedule;
 
 use crate::{
     attacks::{self, Attack, InQuick, Needs, Plan, Protocol},
     bounds::MAX_RUN_TIME,
+    child::Child,
     error::DrillError,
     files,
     honest::{
-        HonestClients, Route,
+        HonestClients, Route, openings,
         preflight::{self, Http2},
     },
     options::Options,
@@ -18,6 +20,7 @@ use crate::{
     server::Subject,
     target::{Target, owner},
     text::{printable, printable_bytes},
+    usage::ServerUsage,
     verdict::Verdict,
     worker::Worker,
 };
@@ -42,6 +45,7 @@ struct Run {
     schedule: Schedule,
     honest: HonestClients,
     server: Option<Worker<()>>,
+    child: Option<Child>,
     /// The largest number of attackers, by the limit on open files.
     max_attackers: usize,
     /// When clients that return came for the first time.
@@ -55,15 +59,19 @@ struct Run {
 /// See [`Drill::run`](crate::Drill::run).
 pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, DrillError> {
     let epoch = Instant::now();
-    let (addrs, mut server) = match subject {
+    let (target, mut server, child) = match subject {
         Subject::Server(server) => {
             let (addr, worker) = server.start()?;
-            (vec![addr], Some(worker))
+            (Target::open(&[addr]).await?, Some(worker), None)
         }
-        Subject::Running(addrs) => (addrs, None),
+        Subject::Child(command) => {
+            // Before the limit of this process is raised, which the child would inherit.
+            let (child, target) = Child::start(command, options.file_limit).await?;
+            (target, None, Some(child))
+        }
+        Subject::Running(addrs) => (Target::open(&addrs).await?, None, None),
     };
     let max_attackers = files::raise_limit(if server.is_some() { 2 } else { 1 });
-    let target = Target::open(&addrs).await?;
     let (routes, headers) = match learn(&target, &options).await {
         Err(_) if server.as_mut().is_some_and(Worker::has_ended) => {
             return Err(DrillError::ServerEnded);
@@ -77,6 +85,7 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         version: env!("CARGO_PKG_VERSION").to_owned(),
         target: target.addr().to_string(),
         places: options.places,
+        file_limit: options.file_limit,
         quick: options.quick,
         seed: options.seed,
         seconds: 0.0,
@@ -84,13 +93,19 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         skipped: Vec::new(),
         cautions: cautions(&target, &headers),
     };
-    let honest = HonestClients::start(&target, routes, epoch)?;
+    let of_child = child.iter().flat_map(Child::cautions);
+    report.cautions.extend(of_child.cloned());
+    let plan = plan(&target, &options, &schedule);
+    let (steady, cautions) = openings::learn(&target, &plan, &options.open, h2.is_some()).await?;
+    report.cautions.extend(cautions);
+    let honest = HonestClients::start(&target, routes, steady, epoch)?;
     let mut run = Run {
         target,
         options,
         schedule,
         honest,
         server,
+        child,
         max_attackers,
         visited: None,
     };
@@ -119,7 +134,10 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
             report.skipped.push(Skipped { name, reason });
             continue;
         }
-        let result = run.attack(&attack, number as u8).await;
+        let result = match attack.needs {
+            Needs::Cpu => run.overload(&attack, number as u8).await,
+            _ => run.attack(&attack, number as u8).await,
+        };
         down = result.verdict == Verdict::Down && result.recovery_ms.is_none();
         report.attacks.push(result);
     }
@@ -211,6 +229,10 @@ impl Run {
             (Needs::Large, _) if self.options.large.is_none() => {
                 "it needs the path of a large GET: set `large`"
             }
+            (Needs::Cpu, _) => self.missing_for_overload()?,
+            (Needs::FileLimit, _) if self.options.file_limit.is_none() => {
+                "it needs a server that may open few files: use `Drill::child` and `file_limit`"
+            }
             (_, Protocol::Http2) if h2.is_none() => {
                 "the target does not speak HTTP/2 in clear text"
             }
@@ -238,22 +260,48 @@ impl Run {
     }
 
     /// Runs one attack. Harm is confirmed by a second round, because a hiccup of the machine looks
-    /// like it; so is a round that says nothing.
+    /// like it; so are memory that is left behind, and a round that says nothing.
     async fn attack(&mut self, attack: &Attack, number: u8) -> AttackReport {
         let first = self.round(attack, number).await;
         // From other addresses: a server that bans the first ones shows nothing by that.
         let number = number.saturating_add(SECOND_ROUND);
-        if !matches!(first.verdict, Verdict::Harmed | Verdict::Inconclusive) {
+        let has_grown = first.server.as_ref().is_some_and(ServerUsage::has_grown);
+        let is_sure = match first.verdict {
+            Verdict::Harmed | Verdict::Inconclusive => false,
+            Verdict::Held | Verdict::Kept => !has_grown,
+            Verdict::Down => true,
+        };
+        if is_sure {
             return first;
         }
-        let mut second = self.round(attack, number).await;
-        if first.verdict == Verdict::Harmed
-            && matches!(second.verdict, Verdict::Held | Verdict::Kept)
-        {
-            let reason = printable(&first.reason);
-            second.reason = format!("harmed in one of two rounds: {reason}");
-            second.verdict = Verdict::Inconclusive;
-        }
-        second
+        let second = self.round(attack, number).await;
+        confirm(&first, second)
     }
+}
+
+/// Returns the result of an attack with two rounds.
+fn confirm(first: &AttackReport, mut second: AttackReport) -> AttackReport {
+    let is_unharmed = |verdict| matches!(verdict, Verdict::Held | Verdict::Kept);
+    let harmed_once = match (first.verdict, second.verdict) {
+        (Verdict::Harmed, other) if is_unharmed(other) => Some(&first.reason),
+        (other, Verdict::Harmed) if is_unharmed(other) => Some(&second.reason),
+        _ => None,
+    };
+    if let Some(reason) = harmed_once {
+        second.reason = format!("harmed in one of two rounds: {}", printable(reason));
+        second.verdict = Verdict::Inconclusive;
+    } else if is_unharmed(second.verdict)
+        && let (Some(before), Some(after)) = (&first.server, &second.server)
+        && let Some(reason) = before.keeps_memory(after)
+    {
+        let other = std::mem::take(&mut second.reason);
+        let kept = second.verdict == Verdict::Kept;
+        second.reason = if kept {
+            format!("{other}; {reason}")
+        } else {
+            reason
+        };
+        second.verdict = Verdict::Kept;
+    }
+    second
 }

@@ -1,6 +1,10 @@
 //! A server in a thread and a runtime of its own, on a loopback port.
 
-use crate::{error::DrillError, worker::Worker};
+use crate::{
+    error::{ConfigFault, DrillError},
+    options::Options,
+    worker::Worker,
+};
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
@@ -19,8 +23,30 @@ type Serve = dyn FnOnce(TcpListener) -> Pin<Box<dyn Future<Output = ()>>> + Send
 pub(crate) enum Subject {
     /// Started by the drill, in this process.
     Server(Server),
+    /// Started by the drill, as a process of its own.
+    Child(std::process::Command),
     /// Runs already, at one of these addresses.
     Running(Vec<SocketAddr>),
+}
+
+impl Subject {
+    /// Checks the options that belong to another subject.
+    ///
+    /// # Errors
+    ///
+    /// If one is set.
+    pub(crate) fn check(&self, options: &Options) -> Result<(), DrillError> {
+        match options.file_limit {
+            Some(files) if !matches!(self, Self::Child(_)) => {
+                Err(DrillError::Config(vec![ConfigFault {
+                    field: "file_limit",
+                    value: files.to_string(),
+                    allowed: "nothing but for `Drill::child`".to_owned(),
+                }]))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A server that the drill starts.

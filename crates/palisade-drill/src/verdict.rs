@@ -20,8 +20,6 @@ const LATENCY_FACTOR: f64 = 3.0;
 const LATENCY_MARGIN_MS: f64 = 50.0;
 /// The part of the attackers' connections that a server may keep.
 const KEPT_SHARE: f64 = 0.1;
-/// The least number of requests of each kind before the attack.
-const MIN_REQUESTS: u64 = 3;
 /// The latency before the attack from which three times as much would hide harm.
 const MAX_P99_BEFORE_MS: f64 = 500.0;
 /// The part of the time that the requests of each kind must account for during the attack.
@@ -201,7 +199,7 @@ fn unfit(evidence: &Evidence<'_>) -> Option<String> {
         during,
     } in evidence.honest
     {
-        if before.sent < MIN_REQUESTS {
+        if before.sent < kind.least_samples() {
             return Some(format!(
                 "{kind}: {} requests before the attack",
                 before.sent

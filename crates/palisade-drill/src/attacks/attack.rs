@@ -82,6 +82,10 @@ pub enum Needs {
     Large,
     /// An offer of extended CONNECT (RFC 8441) in the SETTINGS of the server.
     Tunnels,
+    /// A CPU-bound GET of a server in a child process.
+    Cpu,
+    /// A server in a child process with a low limit on open files.
+    FileLimit,
 }
 
 /// What the attackers take from the server.

@@ -10,12 +10,14 @@ mod attack;
 mod body;
 mod chunked;
 mod churn;
+mod files;
 mod flood;
 pub mod h2;
 mod head;
 mod hoard;
 mod huge;
 mod identity;
+mod overload;
 mod pause;
 mod protection;
 mod reader;
@@ -41,11 +43,13 @@ pub fn all() -> Vec<Attack> {
     attacks.extend(huge::attacks());
     attacks.extend(reader::attacks());
     attacks.extend(churn::attacks());
+    attacks.extend(files::attacks());
     attacks.extend(flood::attacks());
     attacks.extend(identity::attacks());
     attacks.extend(ambiguous::attacks());
     attacks.extend(protection::attacks());
     attacks.extend(h2::attacks());
+    attacks.extend(overload::attacks());
     attacks.push(protection::returning());
     attacks
 }

@@ -78,6 +78,24 @@ impl Log {
         });
     }
 
+    /// Records that the client of `kind` waits for itself, and not for the server.
+    pub(super) fn pause(&self, kind: Kind) {
+        for (other, start) in &mut self.entries().under_way {
+            if *other == kind {
+                *start = None;
+            }
+        }
+    }
+
+    /// Records that all that `kind` was served since `from` was lost in the end.
+    pub(super) fn spoil(&self, kind: Kind, from: Duration, outcome: Outcome) {
+        for sample in &mut self.entries().samples {
+            if sample.kind == kind && sample.start >= from {
+                sample.outcome = outcome;
+            }
+        }
+    }
+
     /// Returns the samples of `kind` that overlap `span`. A request under way is unfinished.
     pub(crate) fn samples(&self, kind: Kind, span: Span) -> Vec<Sample> {
         let now = self.now();

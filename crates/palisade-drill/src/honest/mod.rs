@@ -1,12 +1,23 @@
 //! Honest clients. They send requests throughout a drill, each kind from an address of its own.
 
+pub(crate) mod answer;
 mod client;
 mod exchange;
+mod frames;
+mod h2;
 mod log;
+mod open;
+pub(crate) mod openings;
+pub(crate) mod pace;
+mod phone;
 pub(crate) mod preflight;
+mod steady;
+mod streams;
 
 pub(crate) use exchange::Route;
 pub(crate) use log::Log;
+pub(crate) use openings::OpenPaths;
+pub(crate) use steady::Steady;
 
 use crate::{
     sample::Kind,
@@ -15,9 +26,6 @@ use crate::{
 };
 use std::{io, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
-
-/// The time between two requests of all clients together.
-const REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The honest clients, which run in a thread of their own. Dropping this ends them.
 #[derive(Debug)]
@@ -29,18 +37,28 @@ pub(crate) struct HonestClients {
 }
 
 impl HonestClients {
-    /// Starts a client for each of `routes`. Times in the log are those since `epoch`.
+    /// Starts a client for each of `routes` and of `steady`. Times in the log are those since
+    /// `epoch`.
     ///
     /// # Errors
     ///
     /// If the system has no more threads or files.
-    pub(crate) fn start(target: &Target, routes: Vec<Route>, epoch: Instant) -> io::Result<Self> {
-        let kinds: Vec<_> = routes.iter().map(|route| route.kind).collect();
+    pub(crate) fn start(
+        target: &Target,
+        routes: Vec<Route>,
+        steady: Vec<Steady>,
+        epoch: Instant,
+    ) -> io::Result<Self> {
+        let kinds = routes.iter().map(|route| route.kind);
+        let kinds: Vec<_> = kinds
+            .chain(steady.iter().map(|steady| steady.kind))
+            .collect();
+        let interval = pace::interval(Kind::NewConnection, &kinds);
         let log = Arc::new(Log::new(epoch, &kinds));
         let (retry, retried) = watch::channel(());
         let (target, shared) = (target.clone(), log.clone());
         let worker = Worker::spawn("drill-honest", move || async move {
-            let interval = REQUEST_INTERVAL * routes.len() as u32;
+            let turns = routes.len() as u32;
             let mut clients = tokio::task::JoinSet::new();
             for (number, route) in routes.into_iter().enumerate() {
                 let client = client::Client {
@@ -52,7 +70,17 @@ impl HonestClients {
                     interval,
                 };
                 // The clients take turns.
-                clients.spawn(client.run(REQUEST_INTERVAL * number as u32));
+                clients.spawn(client.run(interval * number as u32 / turns));
+            }
+            for (number, steady) in steady.into_iter().enumerate() {
+                let client = steady::Client {
+                    target: target.clone(),
+                    source: Source::Honest((turns as usize + number) as u8),
+                    record: steady::Record::new(shared.clone(), steady.kind),
+                    steady,
+                    retry: retried.clone(),
+                };
+                clients.spawn(client.run());
             }
             clients.spawn(watch_clock(shared));
             while clients.join_next().await.is_some() {}
@@ -75,9 +103,14 @@ impl HonestClients {
         &self.kinds
     }
 
-    /// Returns the time between two requests of one kind.
-    pub(crate) fn interval(&self) -> Duration {
-        REQUEST_INTERVAL * self.kinds.len() as u32
+    /// Returns the time that one sample of `kind` accounts for.
+    pub(crate) fn interval(&self, kind: Kind) -> Duration {
+        pace::interval(kind, &self.kinds)
+    }
+
+    /// Returns the requests of `kind` in a second.
+    pub(crate) fn rate(&self, kind: Kind) -> f64 {
+        pace::requests_per_second(kind, &self.kinds)
     }
 
     /// Lets every client give up its request and send the next one, on a new connection.
@@ -86,14 +119,19 @@ impl HonestClients {
     }
 }
 
+/// The time between two looks at the clock.
+const CLOCK_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Records how late this thread is, also while all clients wait.
 async fn watch_clock(log: Arc<Log>) {
     loop {
-        let due = Instant::now() + REQUEST_INTERVAL;
+        let due = Instant::now() + CLOCK_INTERVAL;
         tokio::time::sleep_until(due).await;
         log.tick(due.elapsed());
     }
 }
 
+#[cfg(test)]
+mod long_tests;
 #[cfg(test)]
 mod tests;

@@ -34,7 +34,7 @@ async fn the_log_has_every_request_that_the_server_counts() {
     let server = tokio::spawn(async move { axum::serve(listener, app).await });
 
     let routes = vec![route(Kind::NewConnection), route(Kind::KeepAlive)];
-    let clients = HonestClients::start(&target, routes, Instant::now()).unwrap();
+    let clients = HonestClients::start(&target, routes, Vec::new(), Instant::now()).unwrap();
     let wait = async {
         while count.load(Relaxed) < 40 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -72,7 +72,7 @@ async fn a_client_gives_up_its_request_when_it_is_told_to_and_begins_again() {
         .await
         .unwrap();
     let routes = vec![route(Kind::NewConnection)];
-    let clients = HonestClients::start(&target, routes, Instant::now()).unwrap();
+    let clients = HonestClients::start(&target, routes, Vec::new(), Instant::now()).unwrap();
     let first = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
     clients.retry();
     // The first connection is still open and unanswered.

@@ -13,6 +13,8 @@ pub use json::ReportError;
 
 use crate::{
     attacks::{Attack, Remedy},
+    overload::Overload,
+    usage::ServerUsage,
     verdict::{Grade, Honest, Verdict},
 };
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,9 @@ pub struct Report {
     pub target: String,
     /// The places of the server, as the drill was told.
     pub places: Option<usize>,
+    /// The limit on open files of the server, as the drill set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_limit: Option<u64>,
     /// Whether the attacks were short.
     pub quick: bool,
     /// The seed.
@@ -70,6 +75,12 @@ pub struct AttackReport {
     pub lateness_ms: f64,
     /// What the attackers did and hold.
     pub attackers: AttackersReport,
+    /// What the server used; `None` if it was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerUsage>,
+    /// What requests beyond the capacity were answered, if that was the attack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overload: Option<Overload>,
     /// What stops the attack.
     pub stopped_by: String,
     /// Settings that stop it, as `server: setting`.
@@ -197,6 +208,8 @@ impl AttackReport {
             recovery_ms: None,
             lateness_ms: 0.0,
             attackers: AttackersReport::default(),
+            server: None,
+            overload: None,
             stopped_by: attack.stopped_by.to_owned(),
             remedies: attack.remedies.iter().map(remedy).collect(),
             cautions: Vec::new(),

@@ -21,6 +21,7 @@ pub(super) fn report() -> Report {
         version: "0.1.0".to_owned(),
         target: "127.0.0.1:80".to_owned(),
         places: Some(500),
+        file_limit: None,
         quick: true,
         seed: 7,
         seconds: 60.0,

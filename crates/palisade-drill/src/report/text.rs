@@ -1,7 +1,7 @@
 //! Reports as text: the worst attack first, with what stops it.
 
 use super::{AttackReport, Report};
-use crate::text::printable;
+use crate::{overload::Overload, text::printable, usage::ServerUsage};
 use std::fmt;
 
 impl fmt::Display for Report {
@@ -14,6 +14,9 @@ impl fmt::Display for Report {
         )?;
         if let Some(places) = self.places {
             write!(f, " with {places} places")?;
+        }
+        if let Some(files) = self.file_limit {
+            write!(f, " with a limit of {files} files")?;
         }
         let quick = if self.quick { ", quick" } else { "" };
         writeln!(f, ": {:.0} s{quick}, seed {}", self.seconds, self.seed)?;
@@ -67,6 +70,9 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
             ),
         )?;
     }
+    if let Some(overload) = &attack.overload {
+        return line("overload", load(overload)).and_then(|()| write_remedies(f, attack));
+    }
     let attackers = &attack.attackers;
     let mut text = format!(
         "{} attackers, {} connections, {} open at the end and {} with what \
@@ -85,6 +91,9 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
         text.push_str(&format!(", {served} requests served and {refused} not"));
     }
     line("attackers", text)?;
+    if let Some(server) = &attack.server {
+        line("server", usage(server))?;
+    }
     if let Some(price) = attackers.bytes_per_lost_request {
         line("price", format!("{} for each lost request", bytes(price)))?;
     }
@@ -101,6 +110,12 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
     for caution in &attack.cautions {
         line("not ruled out", format!("  {}", printable(caution)))?;
     }
+    write_remedies(f, attack)
+}
+
+/// Writes what stops an attack that was not held.
+fn write_remedies(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Result {
+    let mut line = |label: &str, text: String| writeln!(f, "  {label:<12}{text}");
     if attack.is_unstopped() {
         line("stopped by", printable(&attack.stopped_by))?;
         for remedy in &attack.remedies {
@@ -108,6 +123,34 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
         }
     }
     Ok(())
+}
+
+/// Formats what became of an overload.
+fn load(overload: &Overload) -> String {
+    format!(
+        "capacity {:.0} a second with {:.1} cores busy; of {:.0} a second, {:.0} answered within 1 \
+         s; {} refused, {} of them after more than 1 s",
+        overload.capacity_per_second,
+        overload.busy_cores,
+        overload.offered_per_second,
+        overload.answered_per_second,
+        overload.refused,
+        overload.refused_late,
+    )
+}
+
+/// Formats what a server used.
+fn usage(server: &ServerUsage) -> String {
+    format!(
+        "memory {}, at most {}, then {}; files {}, at most {}, then {}; {:.1} s of processor time",
+        bytes(server.memory_before as f64),
+        bytes(server.memory_peak as f64),
+        bytes(server.memory_after as f64),
+        server.files_before,
+        server.files_peak,
+        server.files_after,
+        server.cpu_seconds,
+    )
 }
 
 /// Formats a latency in milliseconds.

@@ -4,12 +4,14 @@ use super::{Run, plan};
 use crate::{
     attacks::{Attack, InQuick, Protocol, Takes},
     bounds::MAX_CONNECTIONS,
+    child::{Child, Meter},
     engine::{Counts, Engine},
     figures::{figures, milliseconds},
+    honest::pace,
     options::more_than,
     report::{AttackReport, AttackersReport},
     sample::Span,
-    verdict::{Answers, Attackers, Evidence, Honest, MAX_RECOVERY, is_kept, judge},
+    verdict::{Answers, Attackers, Evidence, Honest, MAX_RECOVERY, Verdict, is_kept, judge},
     wave,
 };
 use std::time::Duration;
@@ -81,9 +83,12 @@ impl Run {
             to: log.now(),
         };
 
+        let meter = self.child.as_ref().map(|child| Meter::start(child.pid()));
+        let meter = meter.and_then(Result::ok).flatten();
         let (seen, during) = self.run_attackers(attack, number).await;
         let recovery = self.recover().await;
-        let has_ended = self.server.as_mut().is_some_and(super::Worker::has_ended);
+        let exit = self.child.as_mut().and_then(Child::ended);
+        let has_ended = self.has_ended();
 
         let honest = self.figures(before, during);
         let log = self.honest.log();
@@ -106,8 +111,14 @@ impl Run {
         let (verdict, reason) = judge(&evidence);
         let mut report = AttackReport::new(attack);
         report.verdict = verdict;
-        report.reason = reason;
         report.lateness_ms = milliseconds(lateness);
+        report.reason = match exit {
+            Some(status) if verdict == Verdict::Down => format!("the server ended with {status}"),
+            _ => reason,
+        };
+        if let Some(meter) = meter {
+            report.server = meter.finish().await;
+        }
         report.recovery_ms = recovery.map(milliseconds);
         report.attackers = self.price(attack, &seen, &honest);
         report.honest = honest;
@@ -153,7 +164,7 @@ impl Run {
         }
         let counts = engine.census().await;
         let mut displaced = None;
-        if let Some(places) = self.options.places
+        if let Some(places) = self.options.admitted()
             && takes_places
             && is_kept(counts.holding, connections)
         {
@@ -199,21 +210,36 @@ impl Run {
         }
         // HTTP/2 attackers take streams: few connections hold as much.
         let fills = attack.takes == Takes::Places && attack.protocol == Protocol::Http1;
-        match self.options.places {
+        match self.options.admitted() {
             Some(places) if fills => attack.connections.max(more_than(places)),
             _ => attack.connections,
         }
     }
 
+    /// Returns whether a server that the drill started has ended.
+    fn has_ended(&mut self) -> bool {
+        let server = self.server.as_mut();
+        let child = self.child.as_mut();
+        server.is_some_and(super::Worker::has_ended)
+            || child.is_some_and(|child| child.ended().is_some())
+    }
+
     /// Waits until every kind of honest client is served again. Returns how long that took; `None`
-    /// if it took too long.
-    async fn recover(&self) -> Option<Duration> {
-        let log = self.honest.log();
-        let from = log.now();
+    /// if it took too long, or if the server has ended.
+    pub(super) async fn recover(&mut self) -> Option<Duration> {
+        let from = self.honest.log().now();
         self.honest.retry();
         loop {
+            if self.has_ended() {
+                return None;
+            }
+            let log = self.honest.log();
             let kinds = self.honest.kinds().iter();
-            let served: Option<Vec<_>> = kinds.map(|kind| log.served_since(*kind, from)).collect();
+            let served = kinds.map(|kind| {
+                let end = log.served_since(*kind, from)?;
+                Some(end.saturating_sub(pace::own_time(*kind)))
+            });
+            let served: Option<Vec<_>> = served.collect();
             if let Some(served) = served {
                 let last = served.into_iter().max().unwrap_or(from);
                 return Some(last.saturating_sub(from));
@@ -228,8 +254,10 @@ impl Run {
     /// Returns what each kind of honest client saw.
     fn figures(&self, before: Span, during: Span) -> Vec<Honest> {
         let log = self.honest.log();
-        let interval = self.honest.interval();
-        let of = |kind, span| figures(&log.samples(kind, span), span, interval, PATIENCE);
+        let of = |kind, span| {
+            let interval = self.honest.interval(kind);
+            figures(&log.samples(kind, span), span, interval, PATIENCE)
+        };
         let kinds = self.honest.kinds().iter();
         let honest = kinds.map(|kind| Honest {
             kind: *kind,
@@ -257,7 +285,7 @@ impl Run {
         let lost: f64 = honest
             .iter()
             .map(|honest| {
-                let wanted = schedule.middle.as_secs_f64() / self.honest.interval().as_secs_f64();
+                let wanted = schedule.middle.as_secs_f64() * self.honest.rate(honest.kind);
                 (1.0 - honest.during.served_share) * wanted
             })
             .sum();

@@ -69,6 +69,14 @@ pub(crate) fn check(addr: SocketAddr) -> Result<(), String> {
     Ok(())
 }
 
+/// Returns the inode of the listener at `addr`; `None` if there is none, or if the system does not
+/// tell.
+pub(crate) fn inode(addr: SocketAddr) -> Option<u64> {
+    let table = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let listeners = [table("/proc/net/tcp"), table("/proc/net/tcp6")];
+    find(&listeners, addr).map(|listener| listener.inode)
+}
+
 /// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Listener {
@@ -78,7 +86,6 @@ struct Listener {
 
 /// Returns the listener that accepts connections to `addr`: one of that address before one of all
 /// addresses.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 fn find(tables: &[String], addr: SocketAddr) -> Option<Listener> {
     let all = tables.iter().flat_map(|table| table.lines());
     let listeners = all

@@ -1,0 +1,83 @@
+//! Measures what a child process uses during a round.
+
+use super::tree::{self, Usage};
+use crate::{usage::ServerUsage, worker::Worker};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep};
+
+/// The time between two measurements.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// The longest wait until a server has given back the memory of the attackers.
+const MAX_SETTLE: Duration = Duration::from_secs(2);
+
+/// Measures the processes of a server, in a thread of its own, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    pid: u32,
+    before: Usage,
+    peak: Arc<Mutex<Usage>>,
+    _worker: Worker<()>,
+}
+
+impl Meter {
+    /// Returns whether this system tells what a process uses.
+    pub(crate) fn is_known() -> bool {
+        cfg!(target_os = "linux")
+    }
+
+    /// Starts to measure the process `pid` and its descendants; `None` if they cannot be measured.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no more threads or files.
+    pub(crate) fn start(pid: u32) -> io::Result<Option<Self>> {
+        let Some(before) = tree::usage(pid) else {
+            return Ok(None);
+        };
+        let peak = Arc::new(Mutex::new(before));
+        let shared = peak.clone();
+        let worker = Worker::spawn("drill-meter", move || async move {
+            loop {
+                sleep(INTERVAL).await;
+                if let Some(usage) = tree::usage(pid) {
+                    let mut peak = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    peak.memory = peak.memory.max(usage.memory);
+                    peak.files = peak.files.max(usage.files);
+                }
+            }
+        })?;
+        Ok(Some(Self {
+            pid,
+            before,
+            peak,
+            _worker: worker,
+        }))
+    }
+
+    /// Returns what was used, after the server had a while to give back what the attackers took;
+    /// `None` if it has ended.
+    pub(crate) async fn finish(self) -> Option<ServerUsage> {
+        let deadline = Instant::now() + MAX_SETTLE;
+        loop {
+            let now = tree::usage(self.pid)?;
+            let peak = *self.peak.lock().unwrap_or_else(PoisonError::into_inner);
+            let usage = ServerUsage {
+                memory_before: self.before.memory,
+                memory_peak: peak.memory.max(now.memory),
+                memory_after: now.memory,
+                files_before: self.before.files,
+                files_peak: peak.files.max(now.files),
+                files_after: now.files,
+                cpu_seconds: now.cpu.saturating_sub(self.before.cpu).as_secs_f64(),
+            };
+            if !usage.has_grown() || Instant::now() > deadline {
+                return Some(usage);
+            }
+            sleep(INTERVAL).await;
+        }
+    }
+}

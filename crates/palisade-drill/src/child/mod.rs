@@ -1,0 +1,170 @@
+//! A server in a child process: started, limited, measured, and ended by its pid.
+
+pub(crate) mod limit;
+mod meter;
+pub(crate) mod tree;
+
+pub(crate) use meter::Meter;
+
+use crate::{
+    error::DrillError,
+    target::{Source, Target, owner},
+};
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep};
+use tree::Member;
+
+/// The longest wait until the child accepts connections.
+const MAX_START: Duration = Duration::from_secs(30);
+/// The pause between two looks at a child that does not accept yet.
+const START_CHECK: Duration = Duration::from_millis(20);
+
+/// A server in a child process. Dropping this ends the process, and those that it started.
+#[derive(Debug)]
+pub(crate) struct Child {
+    process: std::process::Child,
+    /// The processes of the server when it began to accept.
+    members: Vec<Member>,
+    /// What the drill cannot be sure of.
+    cautions: Vec<String>,
+}
+
+impl Child {
+    /// Starts `command` with `PORT` in its environment, and waits until it accepts connections to
+    /// that port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started, ends, or does not accept in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, the process ends.
+    pub(crate) async fn start(
+        mut command: Command,
+        file_limit: Option<u64>,
+    ) -> Result<(Self, Target), DrillError> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let failed = |reason: String| DrillError::ChildFailed {
+            program: program.clone(),
+            reason,
+        };
+        // The system does not hand out the port again soon, so that it is still free for the child.
+        let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        command.env("PORT", addr.port().to_string());
+        let process = command
+            .spawn()
+            .map_err(|error| failed(format!("it cannot be started ({error}): check its path")))?;
+        let mut child = Self {
+            process,
+            members: Vec::new(),
+            cautions: Vec::new(),
+        };
+        if let Some(files) = file_limit {
+            limit::lower(&child.members(), files)
+                .map_err(|error| failed(format!("its file limit cannot be set: {error}")))?;
+        }
+        let target = child.accept(addr).await.map_err(failed)?;
+        child.members = child.members();
+        if let Some(files) = file_limit {
+            // Once more, for what it has started meanwhile.
+            let caution = match limit::lower(&child.members, files) {
+                Ok(had) if had > files => Some(format!(
+                    "the server had already raised its file limit to {had}"
+                )),
+                Ok(_) => None,
+                Err(error) => Some(format!("not every process got the file limit: {error}")),
+            };
+            child.cautions.extend(caution);
+        }
+        if !Meter::is_known() {
+            child.cautions.push(
+                "this system does not tell what a process uses: memory, files and processor time \
+                 are not measured"
+                    .to_owned(),
+            );
+        }
+        Ok((child, target))
+    }
+
+    /// Waits until the child accepts a connection to `addr`.
+    async fn accept(&mut self, addr: SocketAddr) -> Result<Target, String> {
+        let deadline = Instant::now() + MAX_START;
+        loop {
+            if let Some(status) = self.ended() {
+                return Err(format!(
+                    "it ended with {status} before it accepted a connection: it must listen on \
+                     127.0.0.1:$PORT and stay in the foreground"
+                ));
+            }
+            // Whose listener it is, is known before the first connection to it.
+            if owner::check(addr).is_ok()
+                && let Ok(target) = Target::open(&[addr]).await
+            {
+                if let Some(inode) = owner::inode(addr)
+                    && !tree::has_socket(&self.members(), inode)
+                {
+                    return Err(format!(
+                        "the listener at {addr} is of another process: it must stay in the \
+                         foreground, and listen on 127.0.0.1:$PORT itself"
+                    ));
+                }
+                if target.connect(Source::Honest(0), None).await.is_ok() {
+                    return Ok(target);
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(format!(
+                    "it does not accept connections to {addr} after {} s: it must listen on \
+                     127.0.0.1:$PORT",
+                    MAX_START.as_secs()
+                ));
+            }
+            sleep(START_CHECK).await;
+        }
+    }
+
+    /// Returns how the process ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().ok().flatten()
+    }
+
+    /// Returns the pid.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Returns what the drill cannot be sure of.
+    pub(crate) fn cautions(&self) -> &[String] {
+        &self.cautions
+    }
+
+    /// Returns the processes of the server that run now.
+    fn members(&self) -> Vec<Member> {
+        tree::members(self.pid())
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // The pid is this child's until it is waited for, and its descendants are known only while
+        // it lives.
+        let mut members = if self.ended().is_none() {
+            self.members()
+        } else {
+            Vec::new()
+        };
+        members.append(&mut self.members);
+        // The first process first, so that it does not replace the others.
+        let _ = self.process.kill();
+        tree::end(&members, self.pid());
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! The first requests of clients whose answers take long: whether the target serves them at all.
+
+use super::{
+    answer::Answer,
+    h2, open, phone,
+    steady::{Steady, connect, head, patiently},
+};
+use crate::{
+    error::DrillError,
+    plan::Plan,
+    sample::{Kind, Outcome},
+    target::{Source, Target},
+};
+
+/// The kinds of [`Steady`] clients.
+const KINDS: [Kind; 5] = [
+    Kind::PhoneUpload,
+    Kind::PhoneDownload,
+    Kind::EventStream,
+    Kind::Http2,
+    Kind::WebSocket,
+];
+
+/// Paths that only honest clients need.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OpenPaths {
+    pub(crate) events: Option<String>,
+    pub(crate) websocket: Option<String>,
+}
+
+/// Returns the clients whose routes are known and served, and cautions about those that are not.
+///
+/// # Errors
+///
+/// If a route that was set is not served.
+pub(crate) async fn learn(
+    target: &Target,
+    plan: &Plan,
+    paths: &OpenPaths,
+    speaks_h2: bool,
+) -> Result<(Vec<Steady>, Vec<String>), DrillError> {
+    let (mut clients, mut cautions) = (Vec::new(), Vec::new());
+    for kind in KINDS {
+        if kind == Kind::Http2 && !speaks_h2 {
+            continue;
+        }
+        let Some(mut client) = Steady::new(kind, plan, paths) else {
+            continue;
+        };
+        match first(target, &mut client).await {
+            Ok(()) => clients.push(client),
+            Err(outcome) if kind == Kind::Http2 => cautions.push(format!(
+                "HTTP/2 with a refused stream was no honest client: even without attackers its \
+                 other streams are not served ({outcome})"
+            )),
+            Err(outcome) => {
+                return Err(DrillError::NotServed {
+                    target: target.addr(),
+                    reason: format!("{kind}: {}", hint(kind, outcome)),
+                });
+            }
+        }
+    }
+    Ok((clients, cautions))
+}
+
+/// Sends the first request of a client, without its pace.
+async fn first(target: &Target, client: &mut Steady) -> Result<(), Outcome> {
+    let source = Source::Honest(0);
+    match client.kind {
+        Kind::PhoneUpload => patiently(phone::upload_at_once(target, source, client)).await,
+        Kind::Http2 => {
+            client.expected = h2::streams(target, source, client).await?;
+            client.expected.map(|_| ()).ok_or(Outcome::WrongBody)
+        }
+        Kind::PhoneDownload => {
+            patiently(async {
+                let mut stream = connect(target, source, None, &client.request).await?;
+                head(&mut stream, &mut Answer::default()).await.map(|_| ())
+            })
+            .await
+        }
+        _ => patiently(open::open(target, source, client))
+            .await
+            .map(|_| ()),
+    }
+}
+
+/// Returns what happened, and what to do.
+fn hint(kind: Kind, outcome: Outcome) -> String {
+    let option = match kind {
+        Kind::PhoneUpload => "post",
+        Kind::PhoneDownload => "large",
+        Kind::EventStream => "events",
+        _ => "websocket",
+    };
+    match outcome {
+        Outcome::Status(status @ (401 | 403)) => {
+            format!("answered {status}: set credentials with `header`")
+        }
+        Outcome::Status(status @ 413) => {
+            format!("answered {status}: set a path that takes 8 KiB with `{option}`")
+        }
+        Outcome::Status(status) => {
+            format!("answered {status}: set a path that serves it with `{option}`")
+        }
+        other => format!("{other}: set a path that serves it with `{option}`"),
+    }
+}

@@ -1,0 +1,202 @@
+//! Honest clients whose answers take long: phones, open answers, and HTTP/2.
+//!
+//! They have no turns of their own. Each goes on from one piece, look or connection to the next,
+//! and begins again, on a new connection, when it was cut or when the drill asks.
+
+use super::{
+    answer::Answer, client::PATIENCE, log::Log, openings::OpenPaths, pace::REOPEN_PAUSE,
+    streams::Expected,
+};
+use crate::{
+    plan::Plan,
+    sample::{Kind, Outcome},
+    target::{Source, Stream, Target},
+};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+/// What a client sends, by its kind.
+#[derive(Clone, Debug)]
+pub(crate) struct Steady {
+    pub(crate) kind: Kind,
+    /// The bytes of the request's head, or all of it.
+    pub(super) request: Bytes,
+    /// The answer of HTTP/2 streams, if it was learned.
+    pub(super) expected: Option<Expected>,
+}
+
+/// A client of a [`Steady`] kind.
+pub(super) struct Client {
+    pub(super) target: Target,
+    pub(super) source: Source,
+    pub(super) steady: Steady,
+    pub(super) record: Record,
+    pub(super) retry: watch::Receiver<()>,
+}
+
+/// Writes the samples of one client.
+pub(super) struct Record {
+    log: Arc<Log>,
+    kind: Kind,
+    under_way: Option<Duration>,
+}
+
+impl Steady {
+    /// Returns the client of `kind` for these routes; `None` if one is missing.
+    pub(super) fn new(kind: Kind, plan: &Plan, paths: &OpenPaths) -> Option<Self> {
+        let request = match kind {
+            Kind::PhoneUpload => super::phone::upload(plan)?,
+            Kind::PhoneDownload => super::phone::download(plan)?,
+            Kind::EventStream => super::open::events(plan, paths.events.as_ref()?),
+            Kind::WebSocket => super::open::websocket(plan, paths.websocket.as_ref()?),
+            Kind::Http2 => super::streams::opening(plan),
+            Kind::NewConnection | Kind::KeepAlive | Kind::SmallPost => return None,
+        };
+        Some(Self {
+            kind,
+            request: request.into(),
+            expected: None,
+        })
+    }
+}
+
+impl Client {
+    /// Goes on for ever, until it is dropped.
+    pub(super) async fn run(mut self) {
+        let mut retry = self.retry.clone();
+        retry.mark_unchanged();
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = retry.changed() => self.record.give_up(),
+                () = self.session() => {}
+            }
+        }
+    }
+
+    /// Runs one connection and the pause after it.
+    async fn session(&mut self) {
+        let Self {
+            target,
+            source,
+            steady,
+            record,
+            ..
+        } = self;
+        let began = Instant::now();
+        let pause = match steady.kind {
+            Kind::PhoneUpload => super::phone::send(target, *source, steady, record).await,
+            Kind::PhoneDownload => super::phone::receive(target, *source, steady, record).await,
+            Kind::Http2 => super::h2::exchange(target, *source, steady, record).await,
+            _ => super::open::hold(target, *source, steady, record).await,
+        };
+        sleep(
+            pause
+                .unwrap_or(REOPEN_PAUSE)
+                .saturating_sub(began.elapsed()),
+        )
+        .await;
+    }
+}
+
+impl Record {
+    pub(super) fn new(log: Arc<Log>, kind: Kind) -> Self {
+        Self {
+            log,
+            kind,
+            under_way: None,
+        }
+    }
+
+    /// Returns the time since the epoch of the drill.
+    pub(super) fn now(&self) -> Duration {
+        self.log.now()
+    }
+
+    /// A wait for the server begins, `late` after its time. What it `waited` before counts as well.
+    pub(super) fn begin(&mut self, late: Duration, waited: Duration) {
+        let now = self.log.begin(self.kind, late);
+        self.under_way = Some(now.saturating_sub(waited));
+    }
+
+    /// The client waits for its own pace, and not for the server. Returns how long it had waited
+    /// for that.
+    pub(super) fn pause(&mut self) -> Duration {
+        self.log.pause(self.kind);
+        let began = self.under_way.take();
+        began.map_or(Duration::ZERO, |began| self.log.now().saturating_sub(began))
+    }
+
+    /// The wait ends.
+    pub(super) fn end(&mut self, outcome: Outcome) {
+        let start = self.under_way.take().unwrap_or_else(|| self.log.now());
+        self.log.end(self.kind, start, outcome);
+    }
+
+    /// The wait ends with the loss of all that was served since `from`.
+    pub(super) fn lose(&mut self, from: Duration, outcome: Outcome) {
+        self.end(outcome);
+        self.log.spoil(self.kind, from, outcome);
+    }
+
+    /// The drill wants a new request.
+    fn give_up(&mut self) {
+        if self.under_way.is_some() {
+            self.end(Outcome::Unfinished);
+        }
+    }
+}
+
+/// Opens a connection and writes `request`.
+pub(super) async fn connect(
+    target: &Target,
+    source: Source,
+    receive_buffer: Option<u32>,
+    request: &[u8],
+) -> Result<Stream, Outcome> {
+    let connect = async {
+        let mut stream = target
+            .connect(source, receive_buffer)
+            .await
+            .map_err(|_| Outcome::NotConnected)?;
+        let written = stream.write_all(request).await;
+        written.map(|()| stream).map_err(|_| Outcome::Cut)
+    };
+    timeout(PATIENCE, connect)
+        .await
+        .unwrap_or(Err(Outcome::TimedOut))
+}
+
+/// Reads until the head of an answer is complete. Returns what follows it.
+pub(super) async fn head(stream: &mut Stream, answer: &mut Answer) -> Result<Vec<u8>, Outcome> {
+    let mut piece = [0; 4 << 10];
+    loop {
+        let count = stream.read(&mut piece).await.map_err(|_| Outcome::Cut)?;
+        let bytes = piece.get(..count).filter(|bytes| !bytes.is_empty());
+        let bytes = bytes.ok_or(Outcome::Cut)?;
+        let of_head = answer.read(bytes).map_err(|_| Outcome::WrongBody)?;
+        if let Some(status) = answer.status() {
+            let is_expected = (200..300).contains(&status) || status == 101;
+            let rest = bytes.get(of_head..).unwrap_or_default().to_vec();
+            return if is_expected {
+                Ok(rest)
+            } else {
+                Err(Outcome::Status(status))
+            };
+        }
+    }
+}
+
+/// Bounds a wait for the server.
+pub(super) async fn patiently<T>(
+    wait: impl Future<Output = Result<T, Outcome>>,
+) -> Result<T, Outcome> {
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or(Err(Outcome::TimedOut))
+}
