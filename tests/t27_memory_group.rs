@@ -244,7 +244,7 @@ async fn withstand(kind: Kind, attacks: &[(Attack, u16)], hold: Hold) {
         attack.start(*count, addr, &attackers);
     }
     // Where all attack at once, few requests are served in a second.
-    let seconds = if attacks.len() > 1 { 6 } else { 3 };
+    let seconds = if attacks.len() > 1 { 4 } else { 2 };
     let time = Duration::from_secs(setting("PALISADE_GROUP_SECONDS").unwrap_or(seconds));
     let honest: JoinSet<_> = (0..HONEST_CLIENTS)
         .map(|number| honest_requests(number, addr, time))

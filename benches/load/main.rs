@@ -133,7 +133,7 @@ fn measure_latency_beside_a_flood(protocol: Protocol, name: &str) -> io::Result<
     Ok(())
 }
 
-/// P20: the latency of clients whose limit is counted on a Redis, none of which waits for it.
+/// P20: the latency of clients with a limit that is counted on a Redis. None waits for it.
 fn measure_latency_of_a_fleet() -> io::Result<()> {
     let Some(_redis) = Redis::start()? else {
         println!("there is no redis-server: no figures of a fleet");

@@ -8,7 +8,7 @@ pub const MAX_CONNECTIONS: usize = 4_000;
 pub const MAX_ATTACK_BYTES: u64 = 512 << 20;
 /// The longest time of one attack, in which attackers send anything.
 pub const MAX_ATTACK_TIME: Duration = Duration::from_secs(30);
-/// The longest time of the one attack whose attackers send something once a minute.
+/// The longest time of the one attack with a request once a minute.
 pub const MAX_PATIENT_ATTACK_TIME: Duration = Duration::from_secs(150);
 /// The longest time of all attacks of a run.
 pub const MAX_RUN_TIME: Duration = Duration::from_secs(15 * 60);

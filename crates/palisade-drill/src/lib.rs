@@ -35,7 +35,7 @@
 //!
 //! # Honest clients that look like attackers
 //!
-//! A page whose browser asks for forty assets at once, a hundred clients behind one address, a slow
+//! A browser that asks for forty assets at once, a hundred clients behind one address, a slow
 //! upload, a pool and a client that comes back are sent like attacks. A server that refuses them is
 //! judged as one that falls: *harmed* if 1 % or more of their requests are not served, *down* if
 //! more than half are not.
@@ -69,7 +69,7 @@
 //!
 //! # Safety
 //!
-//! The drill attacks loopback alone, and only a listener of the user who runs it (on Linux, where
+//! The drill attacks loopback alone, and only a listener of the user that runs it (on Linux, where
 //! that is known), not one of ssh or another program that forwards. Redirects are not followed. No
 //! option exceeds the [`bounds`]. When the future of [`Drill::run`] is dropped, all
 //! connections end.

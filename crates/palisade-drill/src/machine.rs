@@ -67,7 +67,7 @@ pub struct Actions {
     pub(crate) signs: Signs,
 }
 
-/// What a machine tells of answers, for attacks whose gain no open connection shows.
+/// What a machine tells of answers, for attacks with a gain that no open connection shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Signs {
     /// Requests that were served.

@@ -21,7 +21,7 @@ use std::{fmt, time::Duration};
 /// is; kernel buffers hide a server that pauses for less than a second, as they do on any path. A
 /// download that breaks off is lost as a whole: all its pieces count as not served. An open
 /// connection that is cut is not served for one look, and then as long as it cannot be opened
-/// again. One whose answer ends as an answer should is opened again, and not harmed.
+/// again. After an answer that ends as it should it is opened again, and not harmed.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -142,7 +142,7 @@ impl Target {
     ///
     /// # Cancel safety
     ///
-    /// A socket whose future is dropped is closed.
+    /// If the future is dropped, the socket is closed.
     pub(crate) async fn connect(
         &self,
         from: Source,

@@ -22,7 +22,7 @@ const SHAPES: [&str; 4] = [
     "content-length: 0\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
     // Section 5.1: to be refused.
     "transfer-encoding : chunked\r\n\r\n0\r\n\r\n",
-    // Section 6.3: the last coding is not chunked, so that nobody knows where the body ends.
+    // Section 6.3: the last coding is not chunked, so that the end of the body is unknown.
     "transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
 ];
 

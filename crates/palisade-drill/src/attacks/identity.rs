@@ -16,7 +16,7 @@ pub(super) const INTERVAL: Duration = Duration::from_millis(2);
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// The answers of each kind that are looked at.
 const MIN_ANSWERS: u32 = 20;
-/// The fields in which proxies tell whom they speak for.
+/// The fields in which proxies name the client.
 const FIELDS: [&str; 6] = [
     "x-forwarded-for",
     "x-real-ip",
@@ -66,10 +66,10 @@ pub(super) fn base() -> Attack {
     }
 }
 
-/// Whose name the next request bears. It is the client itself for the first half of the attack. If
-/// most of the last requests were refused, the same requests follow under invented identities, at
-/// the same pace. They pass if most are served: whatever limits the client does not see that it is
-/// the same.
+/// The name that the next request bears. It is that of the client itself for the first half of the
+/// attack. If most of the last requests were refused, the same requests follow under invented
+/// identities, at the same pace. They pass if most are served: whatever limits the client does not
+/// see that it is the same.
 pub(super) struct Identity {
     ends: Duration,
     itself: Counter,
@@ -125,7 +125,7 @@ impl Identity {
             return Vec::new();
         }
         self.last = self.last.wrapping_add(1);
-        // 198.18.0.0/15 is kept for tests of networks (RFC 2544), so that it is nobody's.
+        // 198.18.0.0/15 is kept for tests of networks (RFC 2544), so that it is of no client.
         let identity = Ipv4Addr::from(0xc612_0000 | self.last & 0x1_ffff).to_string();
         let mut fields: Vec<_> = FIELDS.map(|name| (name, identity.clone())).into();
         fields.push(("forwarded", format!("for={identity}")));

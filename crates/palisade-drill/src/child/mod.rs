@@ -101,7 +101,7 @@ impl Child {
                      127.0.0.1:$PORT and stay in the foreground"
                 ));
             }
-            // Whose listener it is, is known before the first connection to it.
+            // The owner of the listener is known before the first connection to it.
             if owner::check(addr).is_ok()
                 && let Ok(target) = Target::open(&[addr]).await
             {

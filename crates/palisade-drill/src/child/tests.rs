@@ -36,8 +36,8 @@ fn is_long() -> bool {
     is_long
 }
 
-/// For other tests, which start it in a child process. Serves `/`, and ends with status 7 after the number of requests in `DRILL_TEST_REQUESTS`. Each
-/// loses the bytes in `DRILL_TEST_LEAK_BYTES`.
+/// For other tests, which start it in a child process. Serves `/`, and ends with status 7 after the
+/// number of requests in `DRILL_TEST_REQUESTS`. Each loses the bytes in `DRILL_TEST_LEAK_BYTES`.
 #[tokio::test]
 async fn the_server_of_other_tests() {
     if std::env::var_os("DRILL_TEST_SERVES").is_none() {

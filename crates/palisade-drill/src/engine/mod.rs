@@ -114,7 +114,7 @@ impl Engine {
         Self::run_within(MAX_ATTACK_TIME, target, ends, receive_buffer, machines)
     }
 
-    /// Starts machines whose connections end after `longest`.
+    /// Starts machines. Their connections end after `longest`.
     fn run_within(
         longest: Duration,
         target: &Target,

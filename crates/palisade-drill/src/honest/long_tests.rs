@@ -1,4 +1,4 @@
-//! Clients whose answers take long, on real sockets.
+//! Clients with answers that take long, on real sockets.
 
 use super::*;
 use crate::{

@@ -1,4 +1,4 @@
-//! The first requests of clients whose answers take long: whether the target serves them at all.
+//! The first requests of clients with long answers: whether the target serves them at all.
 
 use super::{
     answer::Answer,
@@ -28,7 +28,7 @@ pub(crate) struct OpenPaths {
     pub(crate) websocket: Option<String>,
 }
 
-/// Returns the clients whose routes are known and served, and cautions about those that are not.
+/// Returns the clients of routes that are known and served, and cautions about the others.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Honest clients whose answers take long: phones, open answers, and HTTP/2.
+//! Honest clients with answers that take long: phones, open answers, and HTTP/2.
 //!
 //! They have no turns of their own. Each goes on from one piece, look or connection to the next,
 //! and begins again, on a new connection, when it was cut or when the drill asks.

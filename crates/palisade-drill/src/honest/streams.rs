@@ -1,6 +1,6 @@
 //! An HTTP/2 client with three requests at once, of which the second is refused. Pure.
 //!
-//! The second has more cookies than most servers take, as a browser has that nobody tidies up: the
+//! The second has more cookies than most servers take, as a browser has after years: the
 //! server answers 431, or resets that stream. Whatever becomes of it, the others are to be served.
 
 use super::pace::H2_STREAMS;

@@ -18,7 +18,7 @@ pub struct Comparison {
     pub changes: Vec<Change>,
 }
 
-/// An attack whose verdict has changed.
+/// An attack with another verdict than before.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {

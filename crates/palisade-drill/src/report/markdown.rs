@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 impl Report {
     /// Returns the report as Markdown of GitHub's dialect: the grade, and a table with the worst
-    /// attack first. Text of the server is escaped, so that it is no markup and mentions nobody.
+    /// attack first. Text of the server is escaped, so that it is no markup and no mention.
     ///
     /// ```
     /// # use palisade_drill::{Drill, Grade};

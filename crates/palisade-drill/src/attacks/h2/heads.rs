@@ -1,4 +1,4 @@
-//! Large HTTP/2 heads: refused one by one, or held by streams whose windows stay closed.
+//! Large HTTP/2 heads: refused one by one, or held by streams with windows that stay closed.
 
 use super::{
     beat::{Beat, Frames},

@@ -1,4 +1,4 @@
-//! What an HTTP/2 server should refuse: clients under invented names, and requests whose length two
+//! What an HTTP/2 server should refuse: clients under invented names, and requests of which two
 //! readers see differently.
 
 use super::{

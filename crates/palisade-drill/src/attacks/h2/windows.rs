@@ -121,7 +121,7 @@ impl Machine for Windows {
             Event::Closed if self.window > 0 => return,
             Event::Closed => return reopen(now, out),
             Event::Woken => {
-                // A request whose response needs no window.
+                // A request with a response that needs no window.
                 let fields = self.plan.fields("HEAD", &self.plan.get);
                 out.send(headers(self.session.next_stream(), END_STREAM, &fields));
             }
