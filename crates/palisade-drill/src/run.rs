@@ -6,7 +6,7 @@ mod schedule;
 
 use crate::{
     attacks::{self, Attack, InQuick, Needs, Plan, Protocol},
-    bounds::MAX_RUN_TIME,
+    bounds::{MAX_ATTACK_TIME, MAX_RUN_TIME},
     child::Child,
     error::DrillError,
     files,
@@ -79,7 +79,10 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         learned => learned?,
     };
     let h2 = preflight::http2(&target).await;
-    let schedule = Schedule::new(options.quick);
+    let mut schedule = Schedule::new(options.quick);
+    if options.places.is_some() {
+        schedule = schedule.with_newcomers();
+    }
     let mut report = Report {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -263,15 +266,21 @@ impl Run {
     /// like it; so are memory that is left behind, and a round that says nothing.
     async fn attack(&mut self, attack: &Attack, number: u8) -> AttackReport {
         let first = self.round(attack, number).await;
-        // From other addresses: a server that bans the first ones shows nothing by that.
-        let number = number.saturating_add(SECOND_ROUND);
+        // From other addresses: a server that bans the first ones shows nothing by that. Clients
+        // that return are the same ones.
+        let number = match attack.times.returns {
+            Some(_) => number,
+            None => number.saturating_add(SECOND_ROUND),
+        };
+        // A watch of minutes is not repeated: there is no time for it.
+        let is_long = self.schedule.of(attack).attack() > MAX_ATTACK_TIME;
         let has_grown = first.server.as_ref().is_some_and(ServerUsage::has_grown);
         let is_sure = match first.verdict {
             Verdict::Harmed | Verdict::Inconclusive => false,
             Verdict::Held | Verdict::Kept => !has_grown,
             Verdict::Down => true,
         };
-        if is_sure {
+        if is_sure || is_long {
             return first;
         }
         let second = self.round(attack, number).await;

@@ -252,3 +252,47 @@ async fn a_server_that_refuses_what_browsers_do_gets_no_better_than_c() {
     let attackers = &report.attacks[0].attackers;
     assert_eq!(attackers.served + attackers.refused, 40, "{report}");
 }
+
+/// Serves 50 requests a second of each client, by the name that it gives itself.
+async fn credulous(listener: TcpListener, app: Router) {
+    let counts = Arc::new(std::sync::Mutex::new(
+        HashMap::<String, (Instant, u32)>::new(),
+    ));
+    let limited =
+        move |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next| {
+            let name = request.headers().get("x-forwarded-for");
+            let name = name.and_then(|name| name.to_str().ok()).map(str::to_owned);
+            let name = name.unwrap_or_else(|| peer.ip().to_string());
+            let is_allowed = {
+                let mut counts = counts.lock().unwrap();
+                let (since, count) = counts.entry(name).or_insert((Instant::now(), 0));
+                if since.elapsed() > Duration::from_secs(1) {
+                    (*since, *count) = (Instant::now(), 0);
+                }
+                *count += 1;
+                *count <= 50
+            };
+            async move {
+                if is_allowed {
+                    next.run(request).await
+                } else {
+                    StatusCode::TOO_MANY_REQUESTS.into_response()
+                }
+            }
+        };
+    let app = app.layer(middleware::from_fn(limited));
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    let _ = axum::serve(listener, app).await;
+}
+
+#[tokio::test]
+async fn a_limit_that_believes_what_clients_call_themselves_is_passed() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let drill = Drill::serving(|listener| credulous(listener, app()));
+    let drill = drill.quick().only("invented-identities");
+    let report = drill.run().await.unwrap();
+    // A busy machine may add harm, which is the worse verdict.
+    assert_ne!(report.attacks[0].verdict, Verdict::Held, "{report}");
+    let attackers = &report.attacks[0].attackers;
+    assert!(attackers.passed > 2 && attackers.refused > 100, "{report}");
+}

@@ -32,13 +32,20 @@ impl Schedule {
             |full, quickly| Duration::from_millis(if quick { quickly } else { full });
         Self {
             is_quick: quick,
-            before: milliseconds(1_500, 800),
-            ramp_up: milliseconds(1_000, 500),
-            lead_in: milliseconds(1_000, 300),
-            middle: milliseconds(6_000, 2_200),
-            settle: milliseconds(3_000, 1_000),
+            before: milliseconds(1_000, 800),
+            ramp_up: milliseconds(500, 500),
+            lead_in: milliseconds(500, 300),
+            middle: milliseconds(4_000, 2_200),
+            settle: milliseconds(2_500, 1_000),
             wave: milliseconds(6_000, 4_000),
         }
+    }
+
+    /// Returns the times of a drill in which newcomers ask for all places. It is they who tell what
+    /// the attackers keep, so that the server has no time of its own to end it.
+    pub(super) fn with_newcomers(mut self) -> Self {
+        self.settle = self.settle.min(Duration::from_millis(500));
+        self
     }
 
     /// Returns the times of `attack`.
@@ -47,16 +54,17 @@ impl Schedule {
             |full, quickly| Duration::from_millis(if self.is_quick { quickly } else { full });
         if attack.takes != Takes::Places {
             // Nothing is judged that the server has yet to end.
-            self.ramp_up = milliseconds(500, 300);
-            self.middle = milliseconds(4_000, 1_500);
-            self.settle = milliseconds(300, 100);
+            self.ramp_up = milliseconds(300, 300);
+            self.middle = milliseconds(2_500, 1_500);
+            self.settle = Duration::ZERO;
         }
         if attack.takes == Takes::Nothing {
             self.ramp_up = Duration::ZERO;
         }
         let times = attack.times;
         let longer = times.full.filter(|_| !self.is_quick).max(times.least);
-        let longer = longer.unwrap_or_default().saturating_sub(self.ramp_up);
+        let longer = longer.unwrap_or_default();
+        let longer = longer.saturating_sub(self.ramp_up + self.lead_in);
         self.middle = self.middle.max(longer);
         self
     }
@@ -81,7 +89,26 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{attacks, bounds::MAX_RUN_TIME};
+    use crate::{
+        attacks::{self, InQuick},
+        bounds::MAX_RUN_TIME,
+    };
+
+    #[test]
+    fn a_server_that_holds_is_drilled_for_a_minute_or_for_eight() {
+        let time_of = |quick: bool| {
+            let schedule = Schedule::new(quick).with_newcomers();
+            let attacks = attacks::all().into_iter();
+            let attacks =
+                attacks.filter(|attack| !quick || !matches!(attack.in_quick, InQuick::Skipped(_)));
+            let times = attacks.map(|attack| schedule.of(&attack).shortest());
+            times.sum::<Duration>()
+        };
+        let (quick, full) = (time_of(true), time_of(false));
+        // What is left is for newcomers and second rounds.
+        assert!(quick < Duration::from_secs(52), "{quick:?}");
+        assert!(full < Duration::from_secs(440), "{full:?}");
+    }
 
     #[test]
     fn a_round_is_within_the_bound_of_an_attack() {
