@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! cargo run --release --example fortress -- 127.0.0.1:8080
+//! cargo run --release --example fortress -- 127.0.0.1:8080 1  # one second in place of seven, below
 //! ```
 //!
 //! | request | response |
@@ -90,20 +91,31 @@ const WEB_SOCKET_IDLE: Duration = Duration::from_secs(300);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let address = std::env::args()
-        .nth(1)
-        .ok_or("usage: fortress ADDRESS:PORT")?;
-    run(address.parse()?).await
+    let mut arguments = std::env::args().skip(1);
+    let address = arguments
+        .next()
+        .ok_or("usage: fortress ADDRESS:PORT [SECONDS]")?
+        .parse()?;
+    match arguments.next() {
+        Some(seconds) => serve(address, Duration::from_secs(seconds.parse()?)).await,
+        None => run(address).await,
+    }
 }
 
 /// Serves on `address` until the process receives SIGTERM or Ctrl-C.
 pub(crate) async fn run(address: SocketAddr) -> Result<(), BoxError> {
+    serve(address, MAX_USELESS).await
+}
+
+async fn serve(address: SocketAddr, max_useless: Duration) -> Result<(), BoxError> {
     process::raise_file_limit();
     // glibc keeps the memory of a flood. `trim` calls its `malloc_trim(0)`.
     Memory::of_process().release(alloc::trim);
     let metrics = Snapshot::new();
-    let guards = request_guards(&metrics)?;
-    let listener = connection_guard(&metrics)?.bind(address).await?;
+    let guards = request_guards(&metrics, max_useless)?;
+    let listener = connection_guard(&metrics, max_useless)?
+        .bind(address)
+        .await?;
     let (begin_drain, drain) = watch::channel(false);
     let app = guards.layer(app(metrics, Drain(drain)));
     println!("listening on http://{}", listener.local_addr()?);
@@ -126,18 +138,18 @@ pub(crate) async fn run(address: SocketAddr) -> Result<(), BoxError> {
 
 /// The connection guard. All honest clients may share one address, as the clients of an attack may,
 /// so the guard distinguishes connections by their behaviour.
-fn connection_guard(metrics: &Snapshot) -> Result<ConnGuard, ConfigError> {
+fn connection_guard(metrics: &Snapshot, max_useless: Duration) -> Result<ConnGuard, ConfigError> {
     ConnGuard::builder()
         .metrics(metrics.clone())
         .max_per_client(5_000)
         .accept_rate((2_000, 4_000))
         // A slow link sends a head within a second or two, and a client with another request sends
         // it within a few seconds.
-        .first_request_timeout(MAX_USELESS)
-        .header_timeout(MAX_USELESS)
-        .idle_timeout(MAX_USELESS)
+        .first_request_timeout(max_useless)
+        .header_timeout(max_useless)
+        .idle_timeout(max_useless)
         // A client that reads 64 KiB/s opens its window every two or three seconds.
-        .write_timeout(MAX_USELESS)
+        .write_timeout(max_useless)
         // The app closes a WebSocket after `WEB_SOCKET_IDLE`, so the guard waits a little longer.
         .upgraded_idle_timeout(WEB_SOCKET_IDLE + Duration::from_secs(30))
         .build()
@@ -155,7 +167,7 @@ fn http() -> Result<Http, ConfigError> {
 /// The request guards. They are dimensioned for these honest clients: 20 requests per second from
 /// one address, or 16 clients behind one address with 2 per second each; bodies of up to 64 KiB,
 /// and uploads of 480 KiB at 16 KiB/s or more; requests of up to 5 s, 1,000 of them at work.
-fn request_guards(metrics: &Snapshot) -> Result<StackLayer, ConfigError> {
+fn request_guards(metrics: &Snapshot, max_useless: Duration) -> Result<StackLayer, ConfigError> {
     // 20/s and 32/s from one address are 52/s. The quota is twice that, with a burst for clients
     // that start at the same time.
     let quota = Quota::per_second(100).burst(200);
@@ -165,11 +177,11 @@ fn request_guards(metrics: &Snapshot) -> Result<StackLayer, ConfigError> {
     let upload = Pace::builder()
         .rate(4 * 1024)
         .full_pressure_rate(12 * 1024)
-        .window(Duration::from_secs(5))
-        .grace(Duration::from_secs(2))
-        .gap(Duration::from_secs(5));
+        .window(max_useless * 5 / 7)
+        .grace(max_useless * 2 / 7)
+        .gap(max_useless * 5 / 7);
     // An honest client stream sends a few bytes every 3 s.
-    let stream = Pace::builder().rate(None).gap(Duration::from_secs(6));
+    let stream = Pace::builder().rate(None).gap(max_useless * 6 / 7);
     let upload_of_grpc = upload.build().expect("the pace is valid");
     let stream = stream.build().expect("the pace is valid");
     Stack::edge()

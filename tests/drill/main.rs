@@ -1,0 +1,152 @@
+//! Drills of reference servers: what each of them holds, and why (T01, T03, T06, T11).
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::print_stdout, reason = "the report of a drill that fails")]
+
+mod first;
+mod servers;
+
+use palisade_drill::{Drill, Verdict};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+/// Drills wait for most of their time, and two at once do not disturb each other. A flood does.
+static TURNS: Semaphore = Semaphore::const_new(MAX_DRILLS as usize);
+const MAX_DRILLS: u32 = 2;
+/// How often an attack is repeated. A hole is open each time, and a busy machine is not busy for
+/// ever.
+const MAX_RUNS: usize = 3;
+
+/// What is expected of a server under one attack.
+struct Row {
+    attack: &'static str,
+    expected: &'static [Verdict],
+    why: &'static str,
+}
+
+const fn row(attack: &'static str, expected: &'static [Verdict], why: &'static str) -> Row {
+    Row {
+        attack,
+        expected,
+        why,
+    }
+}
+
+const HELD: &[Verdict] = &[Verdict::Held];
+const KEPT: &[Verdict] = &[Verdict::Kept];
+const HARMED: &[Verdict] = &[Verdict::Harmed, Verdict::Down];
+
+/// Drills the server that `serve` runs under each attack of the table.
+///
+/// An attack whose verdict is another one is repeated. If it says nothing to the end, because the
+/// machine is busy, it proves nothing and fails nothing.
+async fn check<Fut: Future + 'static>(
+    serve: impl Fn(TcpListener) -> Fut + Clone + Send + 'static,
+    table: &[Row],
+) {
+    let is_flood = table.iter().any(|row| row.attack.starts_with("flood"));
+    let turns = if is_flood { MAX_DRILLS } else { 1 };
+    let _turns = TURNS.acquire_many(turns).await.unwrap();
+    let mut open: Vec<_> = table.iter().collect();
+    for run in 1..=MAX_RUNS {
+        let drill = Drill::serving(serve.clone())
+            .places(servers::PLACES)
+            .quick();
+        let drill = drill.get("/").post("/upload").large("/large");
+        let drill = open.iter().fold(drill, |drill, row| drill.only(row.attack));
+        let report = drill.run().await.unwrap();
+        println!("{report}");
+        open.retain(|row| {
+            let Row {
+                attack,
+                expected,
+                why,
+            } = row;
+            let result = report.attack(attack);
+            // An attack may be skipped because an earlier one has brought the server down.
+            let verdict = result.map_or(Verdict::Inconclusive, |result| result.verdict);
+            let is_over = run == MAX_RUNS && verdict != Verdict::Inconclusive;
+            let is_met = expected.contains(&verdict);
+            assert!(
+                is_met || !is_over,
+                "{attack} is {verdict}, but {why}\n\n{report}"
+            );
+            !is_met
+        });
+        if open.is_empty() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn axum_alone_falls_to_silent_connections() {
+    let table = [row(
+        "silent",
+        HARMED,
+        "nothing ends a connection that sends nothing",
+    )];
+    check(servers::bare, &table).await;
+}
+
+#[tokio::test]
+async fn careful_layers_hold_neither_connections_nor_dripped_uploads() {
+    let table = [
+        row(
+            "silent",
+            HARMED,
+            "no layer sees a connection without a request",
+        ),
+        row(
+            "slow-body",
+            HARMED,
+            "an upload holds its permit while it drips",
+        ),
+    ];
+    check(servers::careful, &table).await;
+}
+
+#[tokio::test]
+async fn palisade_alone_holds_what_takes_connections() {
+    let table = [
+        row(
+            "silent",
+            HELD,
+            "a silent connection makes room for a newcomer",
+        ),
+        row("dripped-head", HELD, "so does one without a whole head"),
+    ];
+    check(servers::palisade_bare, &table).await;
+}
+
+#[tokio::test]
+async fn without_its_guard_palisade_keeps_silent_connections() {
+    let table = [row("silent", KEPT, "no guard closes a connection")];
+    check(servers::palisade_off, &table).await;
+}
+
+#[tokio::test]
+async fn palisade_with_its_stack_holds_dripped_uploads_too() {
+    let table = [
+        row(
+            "silent",
+            HELD,
+            "a silent connection makes room for a newcomer",
+        ),
+        row(
+            "slow-body",
+            HELD,
+            "an upload that drips holds no permit, and makes room",
+        ),
+    ];
+    check(servers::palisade_stacked, &table).await;
+}
+
+#[tokio::test]
+async fn a_quota_holds_a_flood_from_one_address() {
+    const FLOOD: &str = "flood-from-one-address";
+    let table = [row(FLOOD, HARMED, "one client may have the whole pool")];
+    check(servers::bare, &table).await;
+    let table = [row(FLOOD, HELD, "tower_governor has a quota")];
+    check(servers::careful, &table).await;
+    let table = [row(FLOOD, HELD, "the stack has a quota")];
+    check(servers::palisade_stacked, &table).await;
+}
