@@ -66,6 +66,12 @@
 //! is *down*, with its exit status as the reason. An overload has no attackers: it is *held* if
 //! 70 % of the capacity is answered within 1 s and the rest refused within 1 s, and *down* below
 //! 20 %.
+//! # More
+//!
+//! [docs/drill.md] has the first drill step by step, the drill in CI, and drills of nginx, Go or
+//! anything that listens.
+//!
+//! [docs/drill.md]: https://github.com/palisade-rs/palisade/blob/main/docs/drill.md
 //!
 //! # Safety
 //!

@@ -158,6 +158,7 @@ impl Connection {
                         Fate::Closed
                     } else {
                         let holds = usize::from(self.machine.holds());
+                        self.shared.counted.fetch_add(1, Relaxed);
                         self.shared.holding.fetch_add(holds, Relaxed);
                         Fate::Open
                     }

@@ -16,6 +16,9 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
+/// The longest wait for connections that look at themselves.
+const MAX_CENSUS: Duration = Duration::from_millis(300);
+
 /// The attackers of one attack. Dropping this closes all their connections.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -37,6 +40,8 @@ struct Shared {
     alive: AtomicUsize,
     /// Connections that were found to hold something in the census under way.
     holding: AtomicUsize,
+    /// Connections that have looked at themselves in that census.
+    counted: AtomicUsize,
     sent: AtomicU64,
     received: AtomicU64,
     served: AtomicU64,
@@ -131,6 +136,7 @@ impl Engine {
             opened: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             alive: AtomicUsize::new(0),
+            counted: AtomicUsize::new(0),
             holding: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -155,13 +161,15 @@ impl Engine {
     /// Returns what the attackers have done and hold. Connections that do not read are looked at
     /// first, because the server may have closed them unseen.
     pub(crate) async fn census(&self) -> Counts {
-        self.shared.holding.store(0, Relaxed);
+        let shared = &self.shared;
+        shared.counted.store(0, Relaxed);
+        shared.holding.store(0, Relaxed);
         self.census.send_replace(());
-        // Every task is polled once: they all run on this thread.
-        for _ in 0..3 {
-            tokio::task::yield_now().await;
+        // On a busy machine it takes a while until every task was polled.
+        let ends = Instant::now() + MAX_CENSUS;
+        while shared.counted.load(Relaxed) < shared.alive.load(Relaxed) && Instant::now() < ends {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
         self.counts()
     }
 
