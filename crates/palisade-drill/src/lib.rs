@@ -89,6 +89,7 @@ mod engine;
 mod error;
 mod figures;
 mod files;
+mod grade;
 mod honest;
 pub mod machine;
 mod options;
@@ -108,10 +109,11 @@ mod worker;
 pub use drill::Drill;
 pub use error::{ConfigFault, DrillError};
 pub use figures::Figures;
+pub use grade::{Grade, Verdict};
 pub use overload::Overload;
 pub use report::{
     AttackReport, AttackersReport, Change, Comparison, Report, ReportError, SCHEMA, Skipped,
 };
 pub use sample::Kind;
 pub use usage::ServerUsage;
-pub use verdict::{Grade, Honest, Verdict};
+pub use verdict::Honest;

@@ -10,6 +10,7 @@ use crate::{
     child::Child,
     error::DrillError,
     files,
+    grade::Verdict,
     honest::{
         HonestClients, Route, openings,
         preflight::{self, Http2},
@@ -21,7 +22,6 @@ use crate::{
     target::{Target, owner},
     text::{printable, printable_bytes},
     usage::ServerUsage,
-    verdict::Verdict,
     worker::Worker,
 };
 use bytes::Bytes;

@@ -6,6 +6,7 @@ mod exchange;
 mod frames;
 mod h2;
 mod log;
+mod long;
 mod open;
 pub(crate) mod openings;
 pub(crate) mod pace;
@@ -16,7 +17,7 @@ mod streams;
 
 pub(crate) use exchange::Route;
 pub(crate) use log::Log;
-pub(crate) use openings::OpenPaths;
+pub(crate) use long::OpenPaths;
 pub(crate) use steady::Steady;
 
 use crate::{
@@ -73,7 +74,7 @@ impl HonestClients {
                 clients.spawn(client.run(interval * number as u32 / turns));
             }
             for (number, steady) in steady.into_iter().enumerate() {
-                let client = steady::Client {
+                let client = long::Client {
                     target: target.clone(),
                     source: Source::Honest((turns as usize + number) as u8),
                     record: steady::Record::new(shared.clone(), steady.kind),

@@ -2,7 +2,9 @@
 
 use super::{
     answer::Answer,
-    h2, open, phone,
+    h2,
+    long::{self, OpenPaths},
+    open, phone,
     steady::{Steady, connect, head, patiently},
 };
 use crate::{
@@ -21,13 +23,6 @@ const KINDS: [Kind; 5] = [
     Kind::WebSocket,
 ];
 
-/// Paths that only honest clients need.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct OpenPaths {
-    pub(crate) events: Option<String>,
-    pub(crate) websocket: Option<String>,
-}
-
 /// Returns the clients of routes that are known and served, and cautions about the others.
 ///
 /// # Errors
@@ -44,7 +39,7 @@ pub(crate) async fn learn(
         if kind == Kind::Http2 && !speaks_h2 {
             continue;
         }
-        let Some(mut client) = Steady::new(kind, plan, paths) else {
+        let Some(mut client) = long::steady(kind, plan, paths) else {
             continue;
         };
         match first(target, &mut client).await {

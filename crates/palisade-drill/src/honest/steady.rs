@@ -1,14 +1,8 @@
-//! Honest clients with answers that take long: phones, open answers, and HTTP/2.
-//!
-//! They have no turns of their own. Each goes on from one piece, look or connection to the next,
-//! and begins again, on a new connection, when it was cut or when the drill asks.
+//! What honest clients with answers that take long have in common: a request, a record of their
+//! waits, and the beginning of an answer.
 
-use super::{
-    answer::Answer, client::PATIENCE, log::Log, openings::OpenPaths, pace::REOPEN_PAUSE,
-    streams::Expected,
-};
+use super::{answer::Answer, client::PATIENCE, log::Log, streams::Expected};
 use crate::{
-    plan::Plan,
     sample::{Kind, Outcome},
     target::{Source, Stream, Target},
 };
@@ -16,8 +10,7 @@ use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::watch,
-    time::{Instant, sleep, timeout},
+    time::timeout,
 };
 
 /// What a client sends, by its kind.
@@ -30,78 +23,11 @@ pub(crate) struct Steady {
     pub(super) expected: Option<Expected>,
 }
 
-/// A client of a [`Steady`] kind.
-pub(super) struct Client {
-    pub(super) target: Target,
-    pub(super) source: Source,
-    pub(super) steady: Steady,
-    pub(super) record: Record,
-    pub(super) retry: watch::Receiver<()>,
-}
-
 /// Writes the samples of one client.
 pub(super) struct Record {
     log: Arc<Log>,
     kind: Kind,
     under_way: Option<Duration>,
-}
-
-impl Steady {
-    /// Returns the client of `kind` for these routes; `None` if one is missing.
-    pub(super) fn new(kind: Kind, plan: &Plan, paths: &OpenPaths) -> Option<Self> {
-        let request = match kind {
-            Kind::PhoneUpload => super::phone::upload(plan)?,
-            Kind::PhoneDownload => super::phone::download(plan)?,
-            Kind::EventStream => super::open::events(plan, paths.events.as_ref()?),
-            Kind::WebSocket => super::open::websocket(plan, paths.websocket.as_ref()?),
-            Kind::Http2 => super::streams::opening(plan),
-            Kind::NewConnection | Kind::KeepAlive | Kind::SmallPost => return None,
-        };
-        Some(Self {
-            kind,
-            request: request.into(),
-            expected: None,
-        })
-    }
-}
-
-impl Client {
-    /// Goes on for ever, until it is dropped.
-    pub(super) async fn run(mut self) {
-        let mut retry = self.retry.clone();
-        retry.mark_unchanged();
-        loop {
-            tokio::select! {
-                biased;
-                Ok(()) = retry.changed() => self.record.give_up(),
-                () = self.session() => {}
-            }
-        }
-    }
-
-    /// Runs one connection and the pause after it.
-    async fn session(&mut self) {
-        let Self {
-            target,
-            source,
-            steady,
-            record,
-            ..
-        } = self;
-        let began = Instant::now();
-        let pause = match steady.kind {
-            Kind::PhoneUpload => super::phone::send(target, *source, steady, record).await,
-            Kind::PhoneDownload => super::phone::receive(target, *source, steady, record).await,
-            Kind::Http2 => super::h2::exchange(target, *source, steady, record).await,
-            _ => super::open::hold(target, *source, steady, record).await,
-        };
-        sleep(
-            pause
-                .unwrap_or(REOPEN_PAUSE)
-                .saturating_sub(began.elapsed()),
-        )
-        .await;
-    }
 }
 
 impl Record {
@@ -145,7 +71,7 @@ impl Record {
     }
 
     /// The drill wants a new request.
-    fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         if self.under_way.is_some() {
             self.end(Outcome::Unfinished);
         }

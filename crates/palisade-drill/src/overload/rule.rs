@@ -1,6 +1,9 @@
 //! The verdict of an overload, from what its requests were answered. Pure.
 
-use crate::verdict::{MAX_LATENESS, MAX_RECOVERY, Verdict, percent};
+use crate::{
+    grade::{Verdict, percent},
+    verdict::{MAX_LATENESS, MAX_RECOVERY},
+};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

@@ -2,8 +2,8 @@
 
 use super::Report;
 use crate::{
+    grade::{Grade, Verdict},
     text::printable,
-    verdict::{Grade, Verdict},
 };
 use std::{collections::BTreeMap, fmt};
 

@@ -2,8 +2,9 @@
 
 use super::{AttackReport, Report, text::latency};
 use crate::{
+    grade::{Verdict, percent},
     text::printable,
-    verdict::{Honest, Verdict, percent},
+    verdict::Honest,
 };
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! Reports as `JUnit` XML, which most CI services show as tests.
 
 use super::{AttackReport, Report};
-use crate::{text::printable, verdict::Verdict};
+use crate::{grade::Verdict, text::printable};
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Reports as Markdown, for a comment on a pull request.
 
 use super::{AttackReport, Report, text::latency};
-use crate::{text::printable, verdict::Verdict};
+use crate::{grade::Verdict, text::printable};
 use std::fmt::Write;
 
 impl Report {

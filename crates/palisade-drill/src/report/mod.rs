@@ -13,9 +13,10 @@ pub use json::ReportError;
 
 use crate::{
     attacks::{Attack, Remedy},
+    grade::{Grade, Verdict},
     overload::Overload,
     usage::ServerUsage,
-    verdict::{Grade, Honest, Verdict},
+    verdict::Honest,
 };
 use serde::{Deserialize, Serialize};
 

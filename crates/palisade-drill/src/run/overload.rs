@@ -5,10 +5,10 @@ use crate::{
     attacks::Attack,
     child::Child,
     figures::milliseconds,
+    grade::Verdict,
     overload::{self, Evidence, Seen, Times, judge, pin},
     report::AttackReport,
     sample::Span,
-    verdict::Verdict,
 };
 
 impl Run {

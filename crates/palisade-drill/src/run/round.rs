@@ -7,11 +7,12 @@ use crate::{
     child::{Child, Meter},
     engine::{Counts, Engine},
     figures::{figures, milliseconds},
+    grade::Verdict,
     honest::pace,
     options::more_than,
     report::{AttackReport, AttackersReport},
     sample::Span,
-    verdict::{Answers, Attackers, Evidence, Honest, MAX_RECOVERY, Verdict, is_kept, judge},
+    verdict::{Answers, Attackers, Evidence, Honest, MAX_RECOVERY, is_kept, judge},
     wave,
 };
 use std::time::Duration;

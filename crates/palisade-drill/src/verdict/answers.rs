@@ -1,7 +1,7 @@
 //! Verdicts on what was answered: to clients that seem to be attackers, and to attackers that try
 //! to pass a limit.
 
-use super::{DOWN_SHARE, HELD_SHARE, KEPT_SHARE, Verdict, percent};
+use crate::grade::{DOWN_SHARE, HELD_SHARE, KEPT_SHARE, Verdict, percent};
 
 /// What the machines tell of their requests.
 #[derive(Clone, Copy, Debug)]

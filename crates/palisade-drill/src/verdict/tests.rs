@@ -1,4 +1,5 @@
 use super::*;
+use crate::Grade;
 use std::collections::BTreeMap;
 
 fn figures(served_share: f64, p99_ms: f64) -> Figures {
