@@ -1,6 +1,9 @@
 //! The five steps of `docs/drill.md`, and the grades that it promises.
 
-use crate::servers::{Capped, PLACES, app};
+use crate::{
+    is_long,
+    servers::{Capped, PLACES, app},
+};
 use palisade::{Quota, Stack, conn::ConnGuard};
 use palisade_drill::{Drill, Grade, Verdict};
 use std::time::Duration;
@@ -57,8 +60,8 @@ fn the_document_promises_five_grades_from_f_to_a() {
 
 #[tokio::test]
 async fn each_step_reaches_the_grade_that_the_document_promises() {
-    if std::env::var_os("PALISADE_LONG_DRILLS").is_none() {
-        println!("skipped, because it takes about six minutes: PALISADE_LONG_DRILLS is not set");
+    // About six minutes.
+    if !is_long() {
         return;
     }
     for (at, promised) in promised().into_iter().enumerate() {

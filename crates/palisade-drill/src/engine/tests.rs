@@ -63,7 +63,7 @@ async fn bytes_go_both_ways_and_a_closed_connection_is_not_alive() {
     let mut answer = [0; 4];
     server.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"ping");
-    assert_eq!(engine.census().await.alive, 1);
+    until("it is open", async || engine.census().await.alive == 1).await;
 
     drop(server);
     until("it is closed", async || engine.counts().alive == 0).await;
@@ -79,7 +79,7 @@ async fn a_connection_that_does_not_read_is_seen_to_be_closed_in_a_census() {
     let (mut second, _) = listener.accept().await.unwrap();
     first.write_all(b"unread").await.unwrap();
     second.write_all(b"unread").await.unwrap();
-    assert_eq!(engine.census().await.alive, 2);
+    until("both are open", async || engine.census().await.alive == 2).await;
     drop(first);
     until("it is closed", async || engine.census().await.alive == 1).await;
     drop(second);
