@@ -11,7 +11,7 @@ use palisade_drill::{Drill, DrillError, Grade, Report, attacks};
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 /// Attacks an HTTP server of your own on this machine, beside honest clients, and grades it.
@@ -45,6 +45,15 @@ struct Arguments {
     /// The path of a GET with a response of 256 KiB or more.
     #[arg(long, value_name = "PATH")]
     large: Option<String>,
+    /// The path of an event stream.
+    #[arg(long, value_name = "PATH")]
+    events: Option<String>,
+    /// The path of a WebSocket.
+    #[arg(long, value_name = "PATH")]
+    websocket: Option<String>,
+    /// The limit on open files of the command.
+    #[arg(long, value_name = "FILES")]
+    file_limit: Option<u64>,
     /// The connections that the server admits.
     #[arg(long)]
     places: Option<usize>,
@@ -126,7 +135,14 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
 }
 
 fn drill(arguments: &Arguments) -> Result<Drill, DrillError> {
-    let mut drill = Drill::against(arguments.target.as_deref().unwrap_or_default())?;
+    let mut drill = match arguments.command.split_first() {
+        Some((program, rest)) => {
+            let mut command = Command::new(program);
+            command.args(rest);
+            Drill::child(command)
+        }
+        None => Drill::against(arguments.target.as_deref().unwrap_or_default())?,
+    };
     drill = drill.get(&arguments.get).seed(arguments.seed);
     if arguments.quick {
         drill = drill.quick();
@@ -136,6 +152,15 @@ fn drill(arguments: &Arguments) -> Result<Drill, DrillError> {
     }
     if let Some(path) = &arguments.large {
         drill = drill.large(path);
+    }
+    if let Some(path) = &arguments.events {
+        drill = drill.events(path);
+    }
+    if let Some(path) = &arguments.websocket {
+        drill = drill.websocket(path);
+    }
+    if let Some(files) = arguments.file_limit {
+        drill = drill.file_limit(files);
     }
     if let Some(places) = arguments.places {
         drill = drill.places(places);

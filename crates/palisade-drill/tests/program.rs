@@ -90,12 +90,21 @@ async fn it_says_what_is_wrong_and_attacks_nothing() {
         (&["192.0.2.1:80"], "only loopback addresses are attacked"),
         (&["--only", "nothing", &addr], "only is nothing"),
         (&["--places", "0", &addr], "places is 0"),
+        (&["--file-limit", "128", &addr], "file_limit is 128"),
+        (&[&addr, "--", "true"], "cannot be used with"),
         (&["--before", "/nowhere.json", &addr], "/nowhere.json: "),
     ] {
         let (code, text) = run(arguments).await;
         assert!(
             code == 2 && text.contains(expected),
             "{arguments:?}: {code} {text}"
+        );
+    }
+    for command in ["true", "/nonexistent/server"] {
+        let (code, text) = run(&["--", command]).await;
+        assert!(
+            code == 3 && text.contains("serves nothing"),
+            "{code} {text}"
         );
     }
     let (code, text) = run(&["--get", "/other", &addr]).await;
