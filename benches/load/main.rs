@@ -1,5 +1,5 @@
 //! Measures the time of whole servers under load over loopback. The results do not gate changes and
-//! cannot be compared between machines. Takes about three minutes.
+//! cannot be compared between machines. Takes about five minutes.
 //!
 //! Each server is a process with one thread. The servers take turns within one run, and each result
 //! is relative to `axum::serve` in the same turn.
