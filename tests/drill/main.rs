@@ -45,7 +45,7 @@ fn is_long() -> bool {
 
 /// Drills the server that `serve` runs under each attack of the table.
 ///
-/// An attack whose verdict is another one is repeated. If it says nothing to the end, because the
+/// An attack with another verdict is repeated. If it says nothing to the end, because the
 /// machine is busy, it proves nothing and fails nothing.
 async fn check<Fut: Future + 'static>(
     serve: impl Fn(TcpListener) -> Fut + Clone + Send + 'static,

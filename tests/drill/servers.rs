@@ -94,7 +94,7 @@ pub(crate) async fn palisade_bare(listener: TcpListener) -> Result<(), BoxError>
     Ok(())
 }
 
-/// `palisade::serve` whose guard of connections is switched off.
+/// `palisade::serve` with its guard of connections switched off.
 pub(crate) async fn palisade_off(listener: TcpListener) -> Result<(), BoxError> {
     palisade::serve(connections(Mode::Off)?.listen(listener), app()).await?;
     Ok(())

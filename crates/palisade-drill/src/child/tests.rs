@@ -166,14 +166,15 @@ async fn a_child_ends_when_the_drill_is_dropped_in_the_middle() {
 #[tokio::test]
 async fn a_child_that_ends_in_the_middle_is_down_with_its_exit_status() {
     let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
-    let mut command = server();
-    // 20 requests a second: after the beginning of the attack.
-    command.env("DRILL_TEST_REQUESTS", "40");
-    let drill = Drill::child(command).quick().only("silent").only("churn");
-    let report = drill.run().await.unwrap();
-    if crate::drill::tests::says_nothing(&report, "silent") {
+    let drill = || {
+        let mut command = server();
+        // 20 requests a second: after the beginning of the attack.
+        command.env("DRILL_TEST_REQUESTS", "40");
+        Drill::child(command).only("churn")
+    };
+    let Some(report) = crate::drill::tests::until_judged("silent", drill).await else {
         return;
-    }
+    };
     let silent = report.attack("silent").unwrap();
     assert_eq!(silent.verdict, Verdict::Down, "{report}");
     assert_eq!(silent.reason, "the server ended with exit status: 7");

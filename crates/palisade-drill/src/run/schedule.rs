@@ -41,8 +41,8 @@ impl Schedule {
         }
     }
 
-    /// Returns the times of a drill in which newcomers ask for all places. It is they who tell what
-    /// the attackers keep, so that the server has no time of its own to end it.
+    /// Returns the times of a drill in which newcomers ask for all places. What they do not get is
+    /// what the attackers keep, so that the server has no time of its own to end it.
     pub(super) fn with_newcomers(mut self) -> Self {
         self.settle = self.settle.min(Duration::from_millis(500));
         self

@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-/// Programs whose listeners lead elsewhere, as `/proc/<pid>/comm` cuts their names.
+/// Programs that listen for another server, as `/proc/<pid>/comm` cuts their names.
 const FORWARDERS: [&str; 14] = [
     "autossh",
     "chisel",
