@@ -25,11 +25,12 @@ async fn main() -> Result<(), BoxError> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let has = |name| arguments.iter().any(|argument| argument == name);
     let mut drill = if has("bare") {
+        // It admits as many connections as it may open files.
         Drill::serving(async |listener| axum::serve(listener, app()).await)
     } else {
-        Drill::serving(guarded)
+        Drill::serving(guarded).places(PLACES)
     };
-    drill = drill.places(PLACES).get("/").post("/").large("/large");
+    drill = drill.get("/").post("/").large("/large");
     if !has("full") {
         drill = drill.quick();
     }

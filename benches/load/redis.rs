@@ -1,7 +1,8 @@
 //! A Redis that the servers of a fleet count on.
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio, id},
 };
@@ -19,10 +20,21 @@ impl Redis {
             .arg("--dir")
             .arg(folder(id()))
             .args(["--unixsocket", "redis.sock"])
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn();
         match started {
-            Ok(child) => Ok(Some(Self(child))),
+            Ok(mut child) => {
+                let log = child.stdout.take();
+                let redis = Self(child);
+                let lines = log.map(BufReader::new).into_iter().flat_map(BufRead::lines);
+                let mut lines = lines.map_while(Result::ok);
+                // The log ends with the process.
+                if lines.any(|line| line.contains("eady to accept connections")) {
+                    Ok(Some(redis))
+                } else {
+                    Err(io::Error::other("redis-server does not start"))
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

@@ -3,7 +3,7 @@
 
 use axum::{Router, routing::get};
 use palisade::{Mode, conn::ConnGuard};
-use palisade_drill::{Drill, Grade, Report, Verdict};
+use palisade_drill::{Drill, Report, Verdict};
 use std::time::Duration;
 
 const PLACES: usize = 200;
@@ -28,15 +28,23 @@ async fn drill(mode: Mode) -> Report {
 
 #[tokio::test]
 async fn the_connection_guard_holds_what_is_kept_without_it() {
-    let guarded = drill(Mode::Enforce).await;
-    for attack in &guarded.attacks {
-        // A busy machine says nothing.
-        let expected = [Verdict::Held, Verdict::Inconclusive];
-        assert!(expected.contains(&attack.verdict), "{guarded}");
+    let _turn = crate::TURNS.acquire().await.unwrap();
+    for (mode, is_held) in [(Mode::Enforce, true), (Mode::Off, false)] {
+        let mut judged = 0;
+        // A busy machine says nothing, and is not busy for ever.
+        for _ in 0..crate::MAX_RUNS {
+            let report = drill(mode).await;
+            assert_eq!(report.attacks.len(), 2, "{report}");
+            let said = report.attacks.iter().map(|attack| attack.verdict);
+            let said = said.filter(|verdict| *verdict != Verdict::Inconclusive);
+            for verdict in said {
+                assert_eq!(verdict == Verdict::Held, is_held, "{report}");
+                judged += 1;
+            }
+            if judged > 0 {
+                break;
+            }
+        }
+        assert!(judged > 0, "no verdict with {mode:?}");
     }
-    let bare = drill(Mode::Off).await;
-    for attack in &bare.attacks {
-        assert_ne!(attack.verdict, Verdict::Held, "{bare}");
-    }
-    assert!(bare.grade() <= Some(Grade::B), "{bare}");
 }

@@ -12,5 +12,6 @@ pub const MAX_ATTACK_TIME: Duration = Duration::from_secs(30);
 pub const MAX_PATIENT_ATTACK_TIME: Duration = Duration::from_secs(150);
 /// The longest time of all attacks of a run.
 pub const MAX_RUN_TIME: Duration = Duration::from_secs(15 * 60);
-/// The largest number of connections that one attack opens, one after the other included.
+/// The largest number of connections that one attack opens or tries to open, one after the other
+/// included.
 pub const MAX_OPENED: u64 = 60_000;

@@ -84,7 +84,7 @@ impl Drill {
         }
     }
 
-    /// The number of connections that the server admits, 1 to 3,621. More attackers than that come,
+    /// The number of connections that the server admits, 1 to 1,897. More attackers than that come,
     /// and newcomers ask for all places at the end. Defaults to unknown: fewer attackers come, and
     /// whether those that stay are tolerated or cannot be displaced is not found out.
     pub fn places(mut self, places: usize) -> Self {
@@ -92,7 +92,7 @@ impl Drill {
         self
     }
 
-    /// The limit on open files of the server, 64 to 3,621; 1,024 is that of most systems. It admits
+    /// The limit on open files of the server, 64 to 1,897; 1,024 is that of most systems. It admits
     /// fewer connections than that, so that places are short without [`places`](Self::places). For
     /// [`child`](Self::child) on Linux alone. Defaults to that of the drill.
     ///
@@ -144,9 +144,11 @@ impl Drill {
         self
     }
 
-    /// Adds a header to every request, a credential for example. Defaults to none.
+    /// Adds a header to every request, a credential for example. The name is sent in lower case, as
+    /// HTTP/2 requires (RFC 9113, section 8.2.1). Defaults to none.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.options.headers.push((name.into(), value.into()));
+        let name = name.into().to_ascii_lowercase();
+        self.options.headers.push((name, value.into()));
         self
     }
 

@@ -51,6 +51,9 @@ struct Arguments {
     /// The path of a WebSocket.
     #[arg(long, value_name = "PATH")]
     websocket: Option<String>,
+    /// The path of a GET that takes processor time, of a command.
+    #[arg(long, value_name = "PATH")]
+    cpu_get: Option<String>,
     /// The limit on open files of the command.
     #[arg(long, value_name = "FILES")]
     file_limit: Option<u64>,
@@ -117,7 +120,10 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
     let report = tokio::select! {
         report = drill(&arguments)?.run() => report?,
         // The drill is dropped, which ends all connections and the command.
-        _ = tokio::signal::ctrl_c() => return Err(Box::from("interrupted: there is no report")),
+        () = interrupted() => {
+            eprintln!("interrupted: there is no report");
+            return Ok(ExitCode::from(NO_GRADE));
+        }
     };
     print!("{report}");
     if let Some(before) = before {
@@ -132,6 +138,24 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
         Some(grade) if grade < arguments.at_least => ExitCode::FAILURE,
         Some(_) => ExitCode::SUCCESS,
     })
+}
+
+/// Waits until the program is to end.
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let signals = [SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        if let [Ok(mut terminate), Ok(mut hangup)] = signals {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
 }
 
 fn drill(arguments: &Arguments) -> Result<Drill, DrillError> {
@@ -158,6 +182,9 @@ fn drill(arguments: &Arguments) -> Result<Drill, DrillError> {
     }
     if let Some(path) = &arguments.websocket {
         drill = drill.websocket(path);
+    }
+    if let Some(path) = &arguments.cpu_get {
+        drill = drill.cpu_get(path);
     }
     if let Some(files) = arguments.file_limit {
         drill = drill.file_limit(files);

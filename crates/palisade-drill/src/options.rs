@@ -14,18 +14,21 @@ pub(crate) fn more_than(places: usize) -> usize {
     places + places / 10 + 16
 }
 
-/// The largest number of places that attackers can fill.
-const MAX_PLACES: usize = (MAX_CONNECTIONS - 16) * 10 / 11;
+/// The largest number of places that attackers can fill and as many newcomers can ask for.
+const MAX_PLACES: usize = (MAX_CONNECTIONS - 16) * 10 / 21;
 
 /// The limits on open files of a child: a server needs a few for itself, and attackers fill the
 /// rest.
 const FILE_LIMITS: std::ops::RangeInclusive<u64> = 64..=MAX_PLACES as u64;
 
-/// The headers that the drill writes itself.
-const OWN_HEADERS: [HeaderName; 6] = [
+/// The headers that the drill writes itself, or that HTTP/2 does not allow.
+const OWN_HEADERS: [HeaderName; 9] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
     header::HOST,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     header::USER_AGENT,
@@ -169,7 +172,7 @@ mod tests {
     #[test]
     fn the_defaults_are_allowed() {
         assert!(Options::default().check().is_ok());
-        assert!(more_than(MAX_PLACES) <= MAX_CONNECTIONS);
+        assert!(more_than(MAX_PLACES) + MAX_PLACES <= MAX_CONNECTIONS);
     }
 
     #[test]
@@ -193,7 +196,7 @@ mod tests {
             fields,
             ["places", "get", "post", "header", "header", "only"]
         );
-        assert_eq!((&*faults[0].value, &*faults[0].allowed), ("0", "1 to 3621"));
+        assert_eq!((&*faults[0].value, &*faults[0].allowed), ("0", "1 to 1897"));
         assert!(faults[5].allowed.contains("dripped-head"));
     }
 

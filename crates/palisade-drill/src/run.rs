@@ -125,6 +125,9 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         }
         let reason = if down {
             Some("the target is down".to_owned())
+        } else if let Err(reason) = run.target.check() {
+            // The port may be of another program by now.
+            Some(reason)
         } else if epoch.elapsed() + run.schedule.of(&attack).longest() > MAX_RUN_TIME {
             Some("the time of the drill is over: select fewer attacks with `only`".to_owned())
         } else if let Some(reason) = run.too_long(&attack, epoch.elapsed()) {
@@ -141,7 +144,8 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
             Needs::Cpu => run.overload(&attack, number as u8).await,
             _ => run.attack(&attack, number as u8).await,
         };
-        down = result.verdict == Verdict::Down && result.recovery_ms.is_none();
+        let is_lost = result.verdict == Verdict::Down && result.recovery_ms.is_none();
+        down = is_lost || run.has_ended();
         report.attacks.push(result);
     }
     report.seconds = epoch.elapsed().as_secs_f64();
@@ -280,7 +284,7 @@ impl Run {
             Verdict::Held | Verdict::Kept => !has_grown,
             Verdict::Down => true,
         };
-        if is_sure || is_long {
+        if is_sure || is_long || self.has_ended() || self.target.check().is_err() {
             return first;
         }
         let second = self.round(attack, number).await;
@@ -293,7 +297,7 @@ fn confirm(first: &AttackReport, mut second: AttackReport) -> AttackReport {
     let is_unharmed = |verdict| matches!(verdict, Verdict::Held | Verdict::Kept);
     let harmed_once = match (first.verdict, second.verdict) {
         (Verdict::Harmed, other) if is_unharmed(other) => Some(&first.reason),
-        (other, Verdict::Harmed) if is_unharmed(other) => Some(&second.reason),
+        (other, Verdict::Harmed) if other != Verdict::Harmed => Some(&second.reason),
         _ => None,
     };
     if let Some(reason) = harmed_once {
@@ -310,6 +314,9 @@ fn confirm(first: &AttackReport, mut second: AttackReport) -> AttackReport {
         } else {
             reason
         };
+        second.verdict = Verdict::Kept;
+    } else if (first.verdict, second.verdict) == (Verdict::Kept, Verdict::Held) {
+        second.reason.clone_from(&first.reason);
         second.verdict = Verdict::Kept;
     }
     second

@@ -115,6 +115,15 @@ impl Target {
         Err(refusal.unwrap_or(DrillError::ServerEnded))
     }
 
+    /// Checks again that the listener may be attacked: it may be another one by now.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        owner::check(self.addr)
+    }
+
     /// Returns the address.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr

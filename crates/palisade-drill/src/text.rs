@@ -2,22 +2,37 @@
 
 use std::fmt::Write;
 
-/// The largest number of characters of a foreign string in a report.
+/// The largest number of characters of a foreign string.
 const MAX_CHARACTERS: usize = 120;
+/// The largest number of characters of a sentence in a report, in which foreign strings may be.
+const MAX_SENTENCE: usize = 1_000;
 
 /// Returns `text` with everything escaped that is not a printable character, and cut.
 pub(crate) fn printable(text: &str) -> String {
-    let mut out = String::new();
-    for (at, character) in text.chars().enumerate() {
-        if at == MAX_CHARACTERS {
+    escaped(text, MAX_CHARACTERS)
+}
+
+/// Returns a sentence of a report, which may be of a file, in the same way.
+pub(crate) fn sentence(text: &str) -> String {
+    escaped(text, MAX_SENTENCE)
+}
+
+fn escaped(text: &str, most: usize) -> String {
+    let (mut out, mut length) = (String::new(), 0);
+    for character in text.chars() {
+        // Of what is shown, not of what was sent: an escape takes more.
+        if length >= most {
             out.push('…');
             break;
         }
         // Letters of any script stay. Format characters, which turn or hide text, do not.
         if character.is_ascii_graphic() || character == ' ' || character.is_alphanumeric() {
             out.push(character);
+            length += 1;
         } else {
-            let _ = write!(out, "{}", character.escape_default());
+            let escape = character.escape_default();
+            length += escape.len();
+            let _ = write!(out, "{escape}");
         }
     }
     out

@@ -79,11 +79,12 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> (Verdict, String) {
             return (verdict, reason);
         }
     }
-    if let Some(reason) = unfit(evidence) {
-        return (Verdict::Inconclusive, reason);
-    }
+    // Whatever else is known: a busy machine ends no server.
     if evidence.has_ended {
         return (Verdict::Down, "the server ended".to_owned());
+    }
+    if let Some(reason) = unfit(evidence) {
+        return (Verdict::Inconclusive, reason);
     }
     let share = overall(evidence.honest);
     if share < DOWN_SHARE {
@@ -139,7 +140,7 @@ fn unfit(evidence: &Evidence<'_>) -> Option<String> {
         // A request that hangs accounts for all its time, so that only a client without turns has
         // too little of it.
         let seconds = evidence.during.length().as_secs_f64();
-        if during.seconds < MIN_JUDGED_SHARE * seconds && !evidence.has_ended {
+        if during.seconds < MIN_JUDGED_SHARE * seconds {
             let judged = during.seconds;
             return Some(format!(
                 "{kind}: {judged:.1} s of {seconds:.1} s can be judged"

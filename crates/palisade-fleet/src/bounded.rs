@@ -27,12 +27,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for Bounded<T> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         let read = buf.filled().len() - before;
-        let left = self.budget.load(Relaxed).checked_sub(read);
-        let Some(left) = left else {
+        // In one step: calls that are answered add to it meanwhile.
+        let spend = |left: usize| left.checked_sub(read);
+        if self.budget.fetch_update(Relaxed, Relaxed, spend).is_err() {
             let text = "too many bytes without a complete answer";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
-        };
-        self.budget.store(left, Relaxed);
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Server {
     opening: AsyncMutex<JoinSet<Result<Connection, RedisError>>>,
     /// The clock of the server, if scripts are not told its time.
     clock: Mutex<Option<ServerClock>>,
+    /// Held while the clock is read again: one call does it, for all of them.
+    reading: AsyncMutex<()>,
 }
 
 /// A call without an answer.
@@ -126,6 +128,7 @@ impl Server {
             connection: Mutex::new(None),
             opening: AsyncMutex::default(),
             clock: Mutex::new(None),
+            reading: AsyncMutex::default(),
         }
     }
 
@@ -412,11 +415,19 @@ fn has_not_run(error: &RedisError) -> bool {
 impl Server {
     /// Returns the time of the server in microseconds, if scripts are not told it.
     async fn time(&self, connection: &Connection) -> Result<Option<u64>, StoreError> {
-        let Some(clock) = *self.clock.lock() else {
-            return Ok(None);
+        let known = || {
+            let clock = *self.clock.lock();
+            clock.map(|clock| (clock.read_at.elapsed() < READ_TIME_EVERY).then(|| clock.now()))
         };
-        if clock.read_at.elapsed() < READ_TIME_EVERY {
-            return Ok(Some(clock.now()));
+        match known() {
+            None => return Ok(None),
+            Some(Some(now)) => return Ok(Some(now)),
+            Some(None) => {}
+        }
+        let _turn = self.reading.lock().await;
+        // Another call may have read it meanwhile.
+        if let Some(Some(now)) = known() {
+            return Ok(Some(now));
         }
         self.read_time(connection).await.map(Some)
     }
@@ -437,7 +448,7 @@ impl Server {
             StoreError::unsent(text)
         })?;
         let (seconds, micros) = time;
-        connection.budget.fetch_add(TIME_LENGTH, Relaxed);
+        connection.budget.fetch_add(time_length(time), Relaxed);
         let mut clock = ServerClock {
             read_at: sent + half,
             micros: seconds.saturating_mul(1_000_000).saturating_add(micros),
@@ -536,8 +547,13 @@ impl Drop for Connection {
     }
 }
 
-/// The fewest bytes of the answer to `TIME`.
-const TIME_LENGTH: usize = "*2\r\n$10\r\n1795922802\r\n$1\r\n0\r\n".len();
+/// Returns the bytes of the answer to `TIME`: two texts in an array.
+fn time_length((seconds, micros): (u64, u64)) -> usize {
+    let digits = |number: u64| number.checked_ilog10().unwrap_or(0) as usize + 1;
+    // Each with its own length and two line ends before it and behind it.
+    let text = |digits_of_text: usize| 1 + digits(digits_of_text as u64) + 2 + digits_of_text + 2;
+    "*2\r\n".len() + text(digits(seconds)) + text(digits(micros))
+}
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
@@ -617,7 +633,10 @@ mod tests {
         let (answers, length) = parse(&Value::Array(numbers.to_vec()), &batch).unwrap();
         assert_eq!(length, "*5\r\n:3\r\n:0\r\n:-1\r\n:0\r\n:0\r\n".len());
         assert_eq!(answers.accounts[1], Answer::Unusable);
-        let time = "*2\r\n$10\r\n1795922802\r\n$6\r\n084427\r\n";
-        assert!(TIME_LENGTH <= time.len() && TIME_LENGTH > time.len() - 6);
+        for (seconds, micros) in [(1_795_922_802, 84_427), (1, 0), (9_999_999_999, 999_999)] {
+            let text = |number: u64| format!("${}\r\n{number}\r\n", number.to_string().len());
+            let time = format!("*2\r\n{}{}", text(seconds), text(micros));
+            assert_eq!(time_length((seconds, micros)), time.len(), "{time}");
+        }
     }
 }

@@ -40,6 +40,9 @@ struct Current {
     is_doubtful: bool,
 }
 
+/// How long a call waits for the sentinels, if they have named a master before.
+const ASK_WITHIN: Duration = Duration::from_millis(5);
+
 impl Sentinels {
     /// Creates sentinels, at least one, of the master with this name. `master` says how it is
     /// reached, and its address is not used.
@@ -57,7 +60,15 @@ impl Sentinels {
     }
 
     pub(crate) async fn call(&self, batch: &Batch) -> Result<Answers, StoreError> {
-        let server = timeout(CONNECTION_WITHIN, self.server())
+        // A master that is doubtful may be the right one, and needs time to answer, too. What the
+        // sentinels say later is for the next call.
+        let is_known = self.current.lock().server.is_some();
+        let within = if is_known {
+            ASK_WITHIN
+        } else {
+            CONNECTION_WITHIN
+        };
+        let server = timeout(within, self.server())
             .await
             .unwrap_or_else(|late| Err(StoreError::unsent(late)));
         // Without an answer of the sentinels, the one that they named last may still be the master.
@@ -111,8 +122,12 @@ impl Sentinels {
     fn trust(&self, server: &Arc<Server>) {
         let current = &mut *self.current.lock();
         let is_current = |it: &Arc<Server>| Arc::ptr_eq(it, server);
-        if current.server.as_ref().is_some_and(is_current) {
+        if current.is_doubtful && current.server.as_ref().is_some_and(is_current) {
             current.is_doubtful = false;
+            // What a sentinel says of an earlier doubt may be old at the next one.
+            if let Ok(mut finding) = self.finding.try_lock() {
+                *finding = JoinSet::new();
+            }
         }
     }
 

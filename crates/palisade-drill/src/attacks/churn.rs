@@ -54,7 +54,11 @@ impl Machine for Churn {
                 out.send(self.request.clone());
             }
             Event::Received(_) => out.close(),
-            Event::Closed => out.reopen_at(now.max(self.opened + LIFE)),
+            // Also after one that could not be opened.
+            Event::Closed => {
+                self.opened = now.max(self.opened + LIFE);
+                out.reopen_at(self.opened);
+            }
             Event::Woken => {}
         }
     }

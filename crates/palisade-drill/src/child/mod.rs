@@ -15,7 +15,7 @@ use std::{
     process::{Command, ExitStatus},
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tree::Member;
 
 /// The longest wait until the child accepts connections.
@@ -56,6 +56,9 @@ impl Child {
         // The system does not hand out the port again soon, so that it is still free for the child.
         let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         command.env("PORT", addr.port().to_string());
+        // So that what it starts can be ended with it.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let process = command
             .spawn()
             .map_err(|error| failed(format!("it cannot be started ({error}): check its path")))?;
@@ -95,6 +98,12 @@ impl Child {
     async fn accept(&mut self, addr: SocketAddr) -> Result<Target, String> {
         let deadline = Instant::now() + MAX_START;
         loop {
+            // What it has started is known only while it lives, and runs on after that.
+            self.members.retain(tree::runs);
+            let known: Vec<_> = self.members.iter().map(|member| member.pid).collect();
+            let new = self.members();
+            let new = new.into_iter().filter(|it| !known.contains(&it.pid));
+            self.members.extend(new);
             if let Some(status) = self.ended() {
                 return Err(format!(
                     "it ended with {status} before it accepted a connection: it must listen on \
@@ -113,14 +122,19 @@ impl Child {
                          foreground, and listen on 127.0.0.1:$PORT itself"
                     ));
                 }
-                if target.connect(Source::Honest(0), None).await.is_ok() {
+                let connect = target.connect(Source::Honest(0), None);
+                if timeout_at(deadline, connect)
+                    .await
+                    .is_ok_and(|it| it.is_ok())
+                {
                     return Ok(target);
                 }
             }
             if Instant::now() > deadline {
+                let refusal = owner::check(addr).err().unwrap_or_default();
                 return Err(format!(
                     "it does not accept connections to {addr} after {} s: it must listen on \
-                     127.0.0.1:$PORT",
+                     127.0.0.1:$PORT ({refusal})",
                     MAX_START.as_secs()
                 ));
             }
@@ -153,11 +167,11 @@ impl Drop for Child {
     fn drop(&mut self) {
         // The pid is this child's until it is waited for, and its descendants are known only while
         // it lives.
-        let mut members = if self.ended().is_none() {
-            self.members()
-        } else {
-            Vec::new()
-        };
+        let mut members = Vec::new();
+        if self.ended().is_none() {
+            members = self.members();
+            tree::end_group(self.pid());
+        }
         members.append(&mut self.members);
         // The first process first, so that it does not replace the others.
         let _ = self.process.kill();

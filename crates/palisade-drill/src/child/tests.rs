@@ -124,6 +124,30 @@ async fn what_a_child_has_started_ends_with_it() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_a_child_leaves_behind_when_it_ends_itself_ends_too() {
+    let pid_file = std::env::temp_dir().join(format!("palisade-drill-pid-{}", std::process::id()));
+    let mut shell = Command::new("sh");
+    let script = format!(
+        "sleep 60 & echo $! > {}; sleep 1; exit 0",
+        pid_file.display()
+    );
+    shell.args(["-c", &script]);
+    let error = Child::start(shell, None).await.unwrap_err().to_string();
+    assert!(error.contains("ended with exit status: 0"), "{error}");
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    std::fs::remove_file(pid_file).unwrap();
+    let pid: u32 = pid.trim().parse().unwrap();
+    let gone = async {
+        while runs(pid) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let patience = Duration::from_secs(20);
+    assert!(tokio::time::timeout(patience, gone).await.is_ok());
+}
+
 #[tokio::test]
 async fn a_child_that_does_not_serve_says_what_it_did() {
     let error = |command| async { Child::start(command, None).await.unwrap_err().to_string() };

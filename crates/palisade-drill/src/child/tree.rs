@@ -100,17 +100,32 @@ pub(crate) fn threads(root: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Ends the group of processes that `root` leads, which must not have been waited for.
+#[cfg(unix)]
+pub(super) fn end_group(root: u32) {
+    use rustix::process::{Pid, Signal, kill_process_group};
+    if let Some(group) = i32::try_from(root).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+#[cfg(not(unix))]
+pub(super) fn end_group(_: u32) {}
+
+/// Returns whether this process is there, and not a later one with the same pid.
+pub(super) fn runs(member: &Member) -> bool {
+    let now = fs::read_to_string(format!("/proc/{}/stat", member.pid)).ok();
+    now.and_then(|stat| parse(&stat))
+        .is_some_and(|now| now.started == member.started)
+}
+
 /// Ends all `members` but `root`, which its handle ends.
 #[cfg(target_os = "linux")]
 pub(super) fn end(members: &[Member], root: u32) {
     use rustix::process::{Pid, Signal, kill_process};
     for member in members {
-        let now = fs::read_to_string(format!("/proc/{}/stat", member.pid)).ok();
-        let is_same = now
-            .and_then(|stat| parse(&stat))
-            .is_some_and(|now| now.started == member.started);
         let pid = i32::try_from(member.pid).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid.filter(|_| is_same && member.pid != root) {
+        if let Some(pid) = pid.filter(|_| member.pid != root && runs(member)) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }

@@ -242,7 +242,7 @@ async fn honest_requests_carry_the_headers_that_were_set() {
             .contains("set credentials with `header`")
     );
     let drill = picky()
-        .header("x-key", "1")
+        .header("X-Key", "1")
         .rehearse()
         .quick()
         .only("silent");

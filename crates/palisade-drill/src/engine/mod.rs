@@ -207,7 +207,8 @@ impl Shared {
 
     /// Returns whether a connection may be opened now.
     fn may_open(&self) -> bool {
-        self.now() < self.ends && self.opened.load(Relaxed) < MAX_OPENED && self.may_send()
+        let tried = self.opened.load(Relaxed) + self.failed.load(Relaxed);
+        self.now() < self.ends && tried < MAX_OPENED && self.may_send()
     }
 
     /// Returns whether the bound on bytes is not reached.

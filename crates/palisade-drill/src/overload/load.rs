@@ -1,7 +1,7 @@
 //! Requests at the pace of the answers, and at a pace of their own.
 
 use crate::{
-    bounds::MAX_CONNECTIONS,
+    bounds::{MAX_ATTACK_BYTES, MAX_CONNECTIONS},
     honest::answer::Answer,
     sample::Outcome,
     target::{Source, Stream, Target},
@@ -49,14 +49,21 @@ pub(super) struct Load {
     under_way: Rc<Cell<usize>>,
     next_address: Rc<Cell<usize>>,
     answers: Rc<Cell<Answers>>,
+    /// The most connections.
+    most: usize,
+    /// The bytes that may still be received, by all of them.
+    bytes_left: Rc<Cell<u64>>,
 }
 
 impl Load {
-    pub(super) fn new(target: Target, attack: u8, request: Bytes) -> Self {
+    /// Creates clients with `most` connections.
+    pub(super) fn new(target: Target, attack: u8, request: Bytes, most: usize) -> Self {
         Self {
             target,
             attack,
             request,
+            most: most.min(MAX_CONNECTIONS),
+            bytes_left: Rc::new(Cell::new(MAX_ATTACK_BYTES)),
             idle: Rc::default(),
             under_way: Rc::default(),
             next_address: Rc::default(),
@@ -119,7 +126,7 @@ impl Load {
     /// Sends one request and notes what becomes of it.
     async fn ask(&self, counts: bool) -> Outcome {
         let began = Instant::now();
-        let outcome = if self.under_way.get() < MAX_CONNECTIONS {
+        let outcome = if self.under_way.get() < self.most {
             self.under_way.set(self.under_way.get() + 1);
             let outcome = timeout(PATIENCE, self.request()).await;
             self.under_way.set(self.under_way.get().saturating_sub(1));
@@ -178,6 +185,8 @@ impl Load {
             while !answer.is_complete() {
                 let count = stream.read(&mut piece).await.ok()?;
                 let bytes = piece.get(..count).unwrap_or_default();
+                let left = self.bytes_left.get().checked_sub(count as u64)?;
+                self.bytes_left.set(left);
                 if bytes.is_empty() {
                     return answer.ends_with_connection().then_some(false);
                 }

@@ -58,7 +58,7 @@ pub(crate) struct Seen {
     pub(crate) foreign_share: f64,
 }
 
-/// Sends the load from a core of its own against the process `root`.
+/// Sends the load from a core of its own against the process `root`, on `most` connections.
 ///
 /// # Errors
 ///
@@ -70,13 +70,14 @@ pub(crate) async fn run(
     root: u32,
     times: Times,
     is_rehearsal: bool,
+    most: usize,
 ) -> io::Result<Seen> {
     let pinned = pin::Pinned::new(root)?;
     let (core, servers) = (pinned.free, pin::cores().saturating_sub(1).max(1));
     let offered = if is_rehearsal { REHEARSED } else { OFFERED };
     let mut worker = Worker::spawn("drill-load", move || async move {
         pin::this_thread(core)?;
-        let load = Load::new(target, number, request);
+        let load = Load::new(target, number, request, most);
         let (began, before) = (Instant::now(), tree::usage(root).unwrap_or_default());
         let clients = CLIENTS_PER_CORE * servers;
         let closed = load.closed(clients, times.closed).await;

@@ -28,6 +28,7 @@ fn load(target: Target) -> Load {
         target,
         0,
         Bytes::from_static(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"),
+        1_000,
     )
 }
 

@@ -3,7 +3,7 @@
 use super::Report;
 use crate::{
     grade::{Grade, Verdict},
-    text::printable,
+    text::sentence,
 };
 use std::{collections::BTreeMap, fmt};
 
@@ -89,7 +89,7 @@ impl fmt::Display for Comparison {
         for Change { name, before, now } in &self.changes {
             let verdict =
                 |it: &Option<Verdict>| it.map_or("not run".to_owned(), |it| it.to_string());
-            let (name, before) = (printable(name), verdict(before));
+            let (name, before) = (sentence(name), verdict(before));
             writeln!(f, "{name}: {}, before {before}", verdict(now))?;
         }
         if self.changes.is_empty() {

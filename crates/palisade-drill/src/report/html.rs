@@ -1,9 +1,12 @@
 //! Reports as one HTML page without script.
 
-use super::{AttackReport, Report, text::latency};
+use super::{
+    AttackReport, Report,
+    text::{latency, load, usage},
+};
 use crate::{
-    grade::{Verdict, percent},
-    text::printable,
+    grade::{Grade, percent},
+    text::sentence,
     verdict::Honest,
 };
 use std::fmt::Write;
@@ -54,7 +57,7 @@ impl Report {
         let grade = self
             .grade()
             .map_or("-".to_owned(), |grade| grade.to_string());
-        let color = color(self.worst_first().next());
+        let color = color(self.grade());
         let target = escape(&self.target);
         let _ = write!(
             out,
@@ -156,18 +159,29 @@ fn write_bars(out: &mut String, attack: &AttackReport) {
             &text,
         );
     }
-    let attackers = &attack.attackers;
-    let left = attackers.displaced_to.unwrap_or(attackers.holding);
-    let share = left as f64 / attackers.connections.max(1) as f64;
-    let text = format!("{left} of {} hold what they took", attackers.connections);
-    write_bar(
-        out,
-        lines - 1,
-        "attackers",
-        (share, "#e8a317", "#adb5bd"),
-        &text,
-    );
+    match &attack.overload {
+        Some(overload) => {
+            let base = (lines - 1) * LINE + 15;
+            let text = escape(&load(overload));
+            let _ = writeln!(out, "<text x=\"0\" y=\"{base}\">{text}</text>");
+        }
+        None => {
+            let attackers = &attack.attackers;
+            let left = attackers.displaced_to.unwrap_or(attackers.holding);
+            let share = left as f64 / attackers.connections.max(1) as f64;
+            let text = format!("{left} of {} hold what they took", attackers.connections);
+            let colors = (share, "#e8a317", "#adb5bd");
+            write_bar(out, lines - 1, "attackers", colors, &text);
+        }
+    }
     out.push_str("</svg>\n");
+    if let Some(server) = &attack.server {
+        let _ = writeln!(
+            out,
+            "<p class=\"small\">Server: {}</p>",
+            escape(&usage(server))
+        );
+    }
 }
 
 /// Draws a bar, of which `share` has the first color and the rest the second one.
@@ -191,20 +205,20 @@ fn write_bar(
     );
 }
 
-fn color(worst: Option<&AttackReport>) -> &'static str {
-    match worst.map(|attack| attack.verdict) {
-        Some(Verdict::Held) => "#2b8a3e",
-        Some(Verdict::Kept) => "#b9770e",
-        Some(Verdict::Harmed) => "#d9480f",
-        Some(Verdict::Down) => "#c92a2a",
-        Some(Verdict::Inconclusive) | None => "#868e96",
+fn color(grade: Option<Grade>) -> &'static str {
+    match grade {
+        Some(Grade::A) => "#2b8a3e",
+        Some(Grade::B) => "#b9770e",
+        Some(Grade::C) => "#d9480f",
+        Some(Grade::F) => "#c92a2a",
+        None => "#868e96",
     }
 }
 
 /// Escapes text for HTML, in elements and in attributes.
 fn escape(text: &str) -> String {
     let mut out = String::new();
-    for character in printable(text).chars() {
+    for character in sentence(text).chars() {
         match character {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),

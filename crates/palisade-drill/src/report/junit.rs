@@ -1,7 +1,7 @@
 //! Reports as `JUnit` XML, which most CI services show as tests.
 
 use super::{AttackReport, Report};
-use crate::{grade::Verdict, text::printable};
+use crate::{grade::Verdict, text::sentence};
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ impl Report {
         suite.add_test_cases(self.attacks.iter().map(case));
         suite.add_test_cases(self.skipped.iter().map(|skipped| {
             let mut status = TestCaseStatus::skipped();
-            status.set_message(printable(&skipped.reason));
+            status.set_message(sentence(&skipped.reason));
             new_case(&skipped.name, status)
         }));
         suite.set_time(Duration::try_from_secs_f64(self.seconds).unwrap_or_default());
@@ -25,7 +25,7 @@ impl Report {
 }
 
 fn new_case(name: &str, status: TestCaseStatus) -> TestCase {
-    let mut case = TestCase::new(printable(name), status);
+    let mut case = TestCase::new(sentence(name), status);
     case.set_classname("drill");
     case
 }
@@ -35,16 +35,16 @@ fn case(attack: &AttackReport) -> TestCase {
         Verdict::Held => TestCaseStatus::success(),
         Verdict::Inconclusive => {
             let mut status = TestCaseStatus::skipped();
-            status.set_message(printable(&attack.reason));
+            status.set_message(sentence(&attack.reason));
             status
         }
         verdict => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
             status.set_type(verdict.to_string());
-            status.set_message(printable(&attack.reason));
-            let mut text = format!("stopped by {}", printable(&attack.stopped_by));
+            status.set_message(sentence(&attack.reason));
+            let mut text = format!("stopped by {}", sentence(&attack.stopped_by));
             for remedy in &attack.remedies {
-                text.push_str(&format!("\n{}", printable(remedy)));
+                text.push_str(&format!("\n{}", sentence(remedy)));
             }
             status.set_description(text);
             status

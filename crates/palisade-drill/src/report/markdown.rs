@@ -1,7 +1,7 @@
 //! Reports as Markdown, for a comment on a pull request.
 
 use super::{AttackReport, Report, text::latency};
-use crate::{grade::Verdict, text::printable};
+use crate::{grade::Verdict, text::sentence};
 use std::fmt::Write;
 
 impl Report {
@@ -78,12 +78,12 @@ fn row(attack: &AttackReport) -> String {
 /// Escapes text so that it is shown as it is: no markup, no link, no mention.
 fn escape(text: &str) -> String {
     let mut out = String::new();
-    for character in printable(text).chars() {
+    for character in sentence(text).chars() {
         match character {
             // A mention is recognised after the markup is gone.
             '@' => out.push_str("(at)"),
             // Of names and numbers, which are no markup within a word.
-            '-' | '.' | ',' | '%' | '(' | ')' | ';' | ' ' | '/' => out.push(character),
+            '-' | ',' | '%' | '(' | ')' | ';' | ' ' | '/' => out.push(character),
             _ if character.is_ascii_punctuation() => out.extend(['\\', character]),
             _ => out.push(character),
         }
@@ -120,12 +120,13 @@ mod tests {
     fn text_of_the_server_is_no_markup() {
         let mut hostile = report();
         hostile.attacks[1].reason =
-            "| x |\n# <img src=x> [a](https://evil.test) ![b](c) @everyone `code` **b**".to_owned();
+            "| x |\n# <img src=x> [a](https://evil.test) www.evil.test @everyone `code` **b**"
+                .to_owned();
         let text = hostile.to_markdown();
         let row = text.lines().find(|line| line.contains("everyone")).unwrap();
         let cells = row.replace("\\|", "").matches('|').count();
         assert_eq!(cells, 6, "{row}");
-        for markup in [" <img", " [a]", "![", "@", "https:", " `code", " **b"] {
+        for markup in [" <img", " [a]", "www.", "@", "https:", " `code", " **b"] {
             assert!(!row.contains(markup), "{markup}: {row}");
         }
     }

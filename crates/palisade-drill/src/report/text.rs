@@ -1,16 +1,16 @@
 //! Reports as text: the worst attack first, with what stops it.
 
 use super::{AttackReport, Report};
-use crate::{overload::Overload, text::printable, usage::ServerUsage};
+use crate::{overload::Overload, text::sentence, usage::ServerUsage};
 use std::fmt;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let target = printable(&self.target);
+        let target = sentence(&self.target);
         write!(
             f,
             "palisade-drill {} against {target}",
-            printable(&self.version)
+            sentence(&self.version)
         )?;
         if let Some(places) = self.places {
             write!(f, " with {places} places")?;
@@ -33,11 +33,11 @@ impl fmt::Display for Report {
             writeln!(f)?;
         }
         for skipped in &self.skipped {
-            let (name, reason) = (printable(&skipped.name), printable(&skipped.reason));
+            let (name, reason) = (sentence(&skipped.name), sentence(&skipped.reason));
             writeln!(f, "skipped       {name}: {reason}")?;
         }
         for caution in &self.cautions {
-            writeln!(f, "not ruled out: {}", printable(caution))?;
+            writeln!(f, "not ruled out: {}", sentence(caution))?;
         }
         Ok(())
     }
@@ -45,15 +45,15 @@ impl fmt::Display for Report {
 
 fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Result {
     let verdict = attack.verdict;
-    let (name, threat) = (printable(&attack.name), printable(&attack.threat));
+    let (name, threat) = (sentence(&attack.name), sentence(&attack.threat));
     write!(f, "\n{verdict:<14}{name} ({threat}")?;
     if let Some(cve) = &attack.cve {
-        write!(f, ", {}", printable(cve))?;
+        write!(f, ", {}", sentence(cve))?;
     }
-    writeln!(f, "): {}", printable(&attack.title))?;
+    writeln!(f, "): {}", sentence(&attack.title))?;
     let mut line = |label: &str, text: String| writeln!(f, "  {label:<12}{text}");
     if !attack.reason.is_empty() {
-        line("because", printable(&attack.reason))?;
+        line("because", sentence(&attack.reason))?;
     }
     for honest in &attack.honest {
         let (before, during) = (&honest.before, &honest.during);
@@ -108,7 +108,7 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
         )?;
     }
     for caution in &attack.cautions {
-        line("not ruled out", format!("  {}", printable(caution)))?;
+        line("not ruled out", format!("  {}", sentence(caution)))?;
     }
     write_remedies(f, attack)
 }
@@ -117,16 +117,16 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
 fn write_remedies(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Result {
     let mut line = |label: &str, text: String| writeln!(f, "  {label:<12}{text}");
     if attack.is_unstopped() {
-        line("stopped by", printable(&attack.stopped_by))?;
+        line("stopped by", sentence(&attack.stopped_by))?;
         for remedy in &attack.remedies {
-            line("", printable(remedy))?;
+            line("", sentence(remedy))?;
         }
     }
     Ok(())
 }
 
 /// Formats what became of an overload.
-fn load(overload: &Overload) -> String {
+pub(super) fn load(overload: &Overload) -> String {
     format!(
         "capacity {:.0} a second with {:.1} cores busy; of {:.0} a second, {:.0} answered within 1 \
          s; {} refused, {} of them after more than 1 s",
@@ -140,7 +140,7 @@ fn load(overload: &Overload) -> String {
 }
 
 /// Formats what a server used.
-fn usage(server: &ServerUsage) -> String {
+pub(super) fn usage(server: &ServerUsage) -> String {
     format!(
         "memory {}, at most {}, then {}; files {}, at most {}, then {}; {:.1} s of processor time",
         bytes(server.memory_before as f64),

@@ -51,6 +51,7 @@ impl Run {
             root,
             Times::new(self.options.quick),
             !self.options.has_attackers,
+            self.max_attackers,
         );
         let seen = seen.await;
         let during = Span {

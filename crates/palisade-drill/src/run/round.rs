@@ -135,6 +135,14 @@ impl Run {
                 seen.connections
             ));
         }
+        let is_short = attack.takes == Takes::Places
+            && self.options.admitted().is_some()
+            && seen.displaced.is_none()
+            && is_kept(seen.counts.holding, seen.connections);
+        if is_short {
+            let caution = "the limit on open files leaves none for newcomers: raise `ulimit -n`";
+            report.cautions.push(caution.to_owned());
+        }
         report
     }
 
@@ -171,11 +179,13 @@ impl Run {
         {
             let rest = MAX_CONNECTIONS - connections.min(MAX_CONNECTIONS);
             let rest = rest.min(self.max_attackers.saturating_sub(connections));
-            let newcomers = places.min(rest);
-            let ramp_up = schedule.wave / 8;
-            let newcomers = wave::start(&self.target, &plan, number, newcomers, ramp_up);
-            displaced = Some(self.watch_wave(&engine, connections).await);
-            newcomers.stop().await;
+            // Fewer newcomers could not displace all that stay.
+            if rest >= places {
+                let ramp_up = schedule.wave / 8;
+                let newcomers = wave::start(&self.target, &plan, number, places, ramp_up);
+                displaced = Some(self.watch_wave(&engine, connections).await);
+                newcomers.stop().await;
+            }
         }
         let counts = Counts {
             alive: counts.alive,
@@ -218,7 +228,7 @@ impl Run {
     }
 
     /// Returns whether a server that the drill started has ended.
-    fn has_ended(&mut self) -> bool {
+    pub(super) fn has_ended(&mut self) -> bool {
         let server = self.server.as_mut();
         let child = self.child.as_mut();
         server.is_some_and(super::Worker::has_ended)

@@ -9,14 +9,21 @@ use std::{
 };
 
 /// Programs that listen for another server, as `/proc/<pid>/comm` cuts their names.
-const FORWARDERS: [&str; 14] = [
+const FORWARDERS: [&str; 21] = [
     "autossh",
     "chisel",
+    "cloudflared",
+    "dbclient",
     "docker-proxy",
+    "dropbear",
     "gvproxy",
     "kubectl",
     "ncat",
     "nc",
+    "oc",
+    "passt",
+    "pasta",
+    "pasta.avx2",
     "rootlesskit",
     "rootlessport",
     "slirp4netns",
@@ -133,28 +140,30 @@ fn parse(line: &str) -> Option<(SocketAddr, Listener)> {
     Some(((ip, port).into(), listener))
 }
 
-/// Returns the name of the forwarder that has the socket `inode`, below `proc`.
+/// Returns the name of the forwarder that has the socket `inode`, below `proc`. If none of the
+/// processes that can be looked at has it, a forwarder that cannot be looked at may be the one.
 fn forwarder(proc: &Path, inode: u64) -> Option<String> {
     let link = format!("socket:[{inode}]");
     let processes = std::fs::read_dir(proc).ok()?;
+    let mut suspect = None;
     for process in processes.flatten() {
-        // Most processes are no forwarders, and their files are not looked at.
         let Ok(name) = std::fs::read_to_string(process.path().join("comm")) else {
             continue;
         };
-        let name = name.trim();
-        if !FORWARDERS.contains(&name) {
+        let is_forwarder = FORWARDERS.contains(&name.trim());
+        let Ok(files) = std::fs::read_dir(process.path().join("fd")) else {
+            // That of another user, or one that has changed its user, as sshd does.
+            suspect = suspect.or_else(|| is_forwarder.then(|| name.trim().to_owned()));
             continue;
-        }
-        let files = std::fs::read_dir(process.path().join("fd"));
-        let has_socket = files.into_iter().flatten().flatten().any(|file| {
+        };
+        let has_socket = files.flatten().any(|file| {
             std::fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == link.as_str())
         });
         if has_socket {
-            return Some(name.to_owned());
+            return is_forwarder.then(|| name.trim().to_owned());
         }
     }
-    None
+    suspect.map(|name| format!("{name}, as far as can be seen"))
 }
 
 #[cfg(test)]
@@ -207,8 +216,14 @@ mod tests {
             std::os::unix::fs::symlink(format!("socket:[{inode}]"), file).unwrap();
         }
         let found = [7, 8, 9].map(|inode| forwarder(&proc, inode));
-        std::fs::remove_dir_all(&proc).unwrap();
         assert_eq!(found, [Some("socat".to_owned()), None, None]);
+        // Its files cannot be listed: it may be what no other process is.
+        std::fs::create_dir_all(proc.join("12")).unwrap();
+        std::fs::write(proc.join("12/comm"), "sshd-session\n").unwrap();
+        let found = [7, 8, 9].map(|inode| forwarder(&proc, inode));
+        std::fs::remove_dir_all(&proc).unwrap();
+        let suspect = "sshd-session, as far as can be seen".to_owned();
+        assert_eq!(found, [Some("socat".to_owned()), None, Some(suspect)]);
     }
 
     #[cfg(target_os = "linux")]
