@@ -39,7 +39,7 @@ use tokio_stream::wrappers::ReceiverStream;
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const GAP: Duration = Duration::from_millis(750);
 /// The tolerance for a busy machine beyond the exact time.
-const SLACK: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(4);
 /// The interval between the pieces of a body.
 const PIECE_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -273,7 +273,7 @@ async fn over_http1_the_grpc_content_type_does_not_extend_the_gap() {
     let started = Instant::now();
     client.send(head).await.unwrap();
     let answer = client.head().await.unwrap();
-    assert!(started.elapsed() < 2 * GAP, "{:?}", started.elapsed());
+    assert!(started.elapsed() < GAP + SLACK, "{:?}", started.elapsed());
     // gRPC does not exist over HTTP/1, so the response is the same as without this content type.
     assert_eq!(
         (answer.status, answer.header("connection")),

@@ -13,7 +13,7 @@ use palisade_core::Reason;
 use palisade_testkit::{
     Journal,
     clients::{self, RawClient, wait_until},
-    guarded::{SECOND, ServerKind, all_gone, app, read_until_closed},
+    guarded::{SECOND, SLACK, ServerKind, all_gone, app, read_until_closed},
     h2, on_servers,
     servers::Server,
 };
@@ -159,7 +159,7 @@ async fn frames_that_carry_no_request_on_close_the_connection(kind: ServerKind) 
             let started = Instant::now();
             while write.write_all(&flood).await.is_ok() {
                 assert!(
-                    started.elapsed() < 3 * SECOND,
+                    started.elapsed() < SLACK,
                     "{name}: the connection is still open"
                 );
             }
@@ -264,7 +264,7 @@ async fn a_tunnel_that_carries_bytes_is_progress_and_a_closed_one_is_idle(kind: 
         .await;
     }
     wait_until("the connection is gone", || conn().open == 0).await;
-    assert!(closed.elapsed() < 3 * SECOND, "{:?}", closed.elapsed());
+    assert!(closed.elapsed() < SECOND + SLACK, "{:?}", closed.elapsed());
     drop(client);
     all_gone(&guard).await;
 }
@@ -330,7 +330,7 @@ async fn a_flood_before_the_first_request_is_closed_before_its_timeout(kind: Ser
     let started = Instant::now();
     let flood = h2::frame(0x2a, 0, 0, &[0; 1024]).repeat(100);
     while client.send(&flood).await.is_ok() {}
-    assert!(started.elapsed() < 2 * SECOND, "{:?}", started.elapsed());
+    assert!(started.elapsed() < SLACK, "{:?}", started.elapsed());
     read_until_closed(&mut client).await;
     assert_eq!(
         count_closed_for(&guard, &journal, Reason::NoProgress).await,

@@ -31,7 +31,7 @@ use tokio::{
 use tower::BoxError;
 
 /// The tolerance beyond the exact time, for a busy machine.
-pub const SLACK: Duration = Duration::from_secs(1);
+pub const SLACK: Duration = Duration::from_secs(4);
 /// One second.
 pub const SECOND: Duration = Duration::from_secs(1);
 /// A request for `/`.

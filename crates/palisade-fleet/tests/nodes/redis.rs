@@ -81,7 +81,7 @@ async fn a_node_without_its_redis_admits_its_share_at_once_and_reports_again_whe
     }
     // Twice the share of a node. At first it does not know that it is alone.
     assert!((18..=26).contains(&served), "{served}");
-    assert!(longest < Duration::from_millis(50), "{longest:?}");
+    assert!(longest < Duration::from_millis(400), "{longest:?}");
     redis.restart().await;
     let back = Instant::now();
     while redis.command(&["KEYS", "*"]).await == "*0\r\n" {
