@@ -1,5 +1,6 @@
 //! The course of a drill: for each attack before, during, after, and a verdict.
 
+mod confirm;
 mod overload;
 mod round;
 mod schedule;
@@ -20,11 +21,12 @@ use crate::{
     sample::Kind,
     server::Subject,
     target::{Target, owner},
-    text::{printable, printable_bytes},
+    text::printable_bytes,
     usage::ServerUsage,
     worker::Worker,
 };
 use bytes::Bytes;
+use confirm::confirm;
 use http::{HeaderMap, Method, Request};
 use http_body_util::Full;
 use schedule::Schedule;
@@ -290,34 +292,4 @@ impl Run {
         let second = self.round(attack, number).await;
         confirm(&first, second)
     }
-}
-
-/// Returns the result of an attack with two rounds.
-fn confirm(first: &AttackReport, mut second: AttackReport) -> AttackReport {
-    let is_unharmed = |verdict| matches!(verdict, Verdict::Held | Verdict::Kept);
-    let harmed_once = match (first.verdict, second.verdict) {
-        (Verdict::Harmed, other) if is_unharmed(other) => Some(&first.reason),
-        (other, Verdict::Harmed) if other != Verdict::Harmed => Some(&second.reason),
-        _ => None,
-    };
-    if let Some(reason) = harmed_once {
-        second.reason = format!("harmed in one of two rounds: {}", printable(reason));
-        second.verdict = Verdict::Inconclusive;
-    } else if is_unharmed(second.verdict)
-        && let (Some(before), Some(after)) = (&first.server, &second.server)
-        && let Some(reason) = before.keeps_memory(after)
-    {
-        let other = std::mem::take(&mut second.reason);
-        let kept = second.verdict == Verdict::Kept;
-        second.reason = if kept {
-            format!("{other}; {reason}")
-        } else {
-            reason
-        };
-        second.verdict = Verdict::Kept;
-    } else if (first.verdict, second.verdict) == (Verdict::Kept, Verdict::Held) {
-        second.reason.clone_from(&first.reason);
-        second.verdict = Verdict::Kept;
-    }
-    second
 }

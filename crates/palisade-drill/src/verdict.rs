@@ -160,6 +160,11 @@ fn overall(honest: &[Honest]) -> f64 {
     shares.sum::<f64>() / honest.len().max(1) as f64
 }
 
+/// Returns whether one kind of client was harmed.
+pub(crate) fn is_harmed(honest: &Honest) -> bool {
+    harm(honest).is_some()
+}
+
 /// Returns how one kind of client was harmed.
 fn harm(honest: &Honest) -> Option<String> {
     let Honest {

@@ -32,7 +32,7 @@ impl Run {
             return first;
         }
         let second = self.overload_once(attack, number).await;
-        super::confirm(&first, second)
+        super::confirm::confirm(&first, second)
     }
 
     async fn overload_once(&mut self, attack: &Attack, number: u8) -> AttackReport {
