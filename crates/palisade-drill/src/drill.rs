@@ -103,6 +103,18 @@ impl Drill {
         self
     }
 
+    /// The limit on memory of the server in bytes, 32 MiB to 512 MiB, by a control group that the
+    /// drill makes and removes. For [`child`](Self::child) on Linux alone, and only where this
+    /// process may make control groups: the report says so if not, and the attack that needs it is
+    /// skipped. A server that has more than that is ended by the kernel, which is *down*. Defaults
+    /// to none.
+    ///
+    /// Choose what the server will have: 256 MiB for example.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.options.memory_limit = Some(bytes);
+        self
+    }
+
     /// The path of a cheap GET. Defaults to `/`.
     pub fn get(mut self, path: impl Into<String>) -> Self {
         self.options.get = path.into();

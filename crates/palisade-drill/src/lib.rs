@@ -60,12 +60,14 @@
 //!
 //! [`Drill::child`] starts the server as a process of its own, which listens on `127.0.0.1:$PORT`.
 //! On Linux the drill measures its memory, open files and processor time, gives it few files with
-//! [`Drill::file_limit`], so that places are short without [`Drill::places`], and with
+//! [`Drill::file_limit`], so that places are short without [`Drill::places`], gives it little
+//! memory with [`Drill::memory_limit`] and holds uploads open that need more, and with
 //! [`Drill::cpu_get`] sends requests at twice the capacity of its processor cores. Memory is *kept*
 //! only if a second round raises it again, because allocators keep freed heap. A process that dies
 //! is *down*, with its exit status as the reason. An overload has no attackers: it is *held* if
 //! 70 % of the capacity is answered within 1 s and the rest refused within 1 s, and *down* below
 //! 20 %.
+//!
 //! # More
 //!
 //! [docs/drill.md] has the first drill step by step, the drill in CI, and drills of nginx, Go or

@@ -57,6 +57,9 @@ struct Arguments {
     /// The limit on open files of the command.
     #[arg(long, value_name = "FILES")]
     file_limit: Option<u64>,
+    /// The limit on memory of the command.
+    #[arg(long, value_name = "MIB")]
+    memory_limit: Option<u64>,
     /// The connections that the server admits.
     #[arg(long)]
     places: Option<usize>,
@@ -188,6 +191,9 @@ fn drill(arguments: &Arguments) -> Result<Drill, DrillError> {
     }
     if let Some(files) = arguments.file_limit {
         drill = drill.file_limit(files);
+    }
+    if let Some(mebibytes) = arguments.memory_limit {
+        drill = drill.memory_limit(mebibytes.saturating_mul(1 << 20));
     }
     if let Some(places) = arguments.places {
         drill = drill.places(places);

@@ -2,7 +2,7 @@
 
 use crate::{
     attacks::{self, Attack},
-    bounds::MAX_CONNECTIONS,
+    bounds::{MAX_ATTACK_BYTES, MAX_CONNECTIONS},
     child::limit,
     error::{ConfigFault, DrillError},
     honest::OpenPaths,
@@ -20,6 +20,9 @@ const MAX_PLACES: usize = (MAX_CONNECTIONS - 16) * 10 / 21;
 /// The limits on open files of a child: a server needs a few for itself, and attackers fill the
 /// rest.
 const FILE_LIMITS: std::ops::RangeInclusive<u64> = 64..=MAX_PLACES as u64;
+
+/// The limits on memory of a child in bytes, as much as [`MAX_ATTACK_BYTES`] can fill.
+const MEMORY_LIMITS: std::ops::RangeInclusive<u64> = 32 << 20..=MAX_ATTACK_BYTES;
 
 /// The headers that the drill writes itself, or that HTTP/2 does not allow.
 const OWN_HEADERS: [HeaderName; 9] = [
@@ -39,6 +42,7 @@ const OWN_HEADERS: [HeaderName; 9] = [
 pub(crate) struct Options {
     pub(crate) places: Option<usize>,
     pub(crate) file_limit: Option<u64>,
+    pub(crate) memory_limit: Option<u64>,
     pub(crate) get: String,
     pub(crate) post: Option<String>,
     pub(crate) large: Option<String>,
@@ -57,6 +61,7 @@ impl Default for Options {
         Self {
             places: None,
             file_limit: None,
+            memory_limit: None,
             get: "/".to_owned(),
             post: None,
             large: None,
@@ -103,6 +108,18 @@ impl Options {
                 limit::IS_POSSIBLE,
                 "file_limit",
                 &files.to_string(),
+                allowed,
+            );
+        }
+        if let Some(bytes) = self.memory_limit {
+            let is_allowed = MEMORY_LIMITS.contains(&bytes);
+            let allowed = format!("{} to {}", MEMORY_LIMITS.start(), MEMORY_LIMITS.end());
+            check(is_allowed, "memory_limit", &bytes.to_string(), &allowed);
+            let allowed = "nothing but on Linux";
+            check(
+                limit::IS_POSSIBLE,
+                "memory_limit",
+                &bytes.to_string(),
                 allowed,
             );
         }

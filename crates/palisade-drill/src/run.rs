@@ -8,7 +8,7 @@ mod schedule;
 use crate::{
     attacks::{self, Attack, InQuick, Needs, Plan, Protocol},
     bounds::{MAX_ATTACK_TIME, MAX_RUN_TIME},
-    child::Child,
+    child::{Child, Limits, NO_GROUP},
     error::DrillError,
     files,
     grade::Verdict,
@@ -67,8 +67,12 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
             (Target::open(&[addr]).await?, Some(worker), None)
         }
         Subject::Child(command) => {
+            let limits = Limits {
+                files: options.file_limit,
+                memory: options.memory_limit,
+            };
             // Before the limit of this process is raised, which the child would inherit.
-            let (child, target) = Child::start(command, options.file_limit).await?;
+            let (child, target) = Child::start(command, limits).await?;
             (target, None, Some(child))
         }
         Subject::Running(addrs) => (Target::open(&addrs).await?, None, None),
@@ -91,6 +95,7 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         target: target.addr().to_string(),
         places: options.places,
         file_limit: options.file_limit,
+        memory_limit: options.memory_limit,
         quick: options.quick,
         seed: options.seed,
         seconds: 0.0,
@@ -232,13 +237,19 @@ impl Run {
     /// Returns what the attack needs and this target has not.
     fn missing(&self, attack: &Attack, h2: Option<Http2>) -> Option<String> {
         let reason = match (attack.needs, attack.protocol) {
-            (Needs::Post, _) if self.options.post.is_none() => {
+            (Needs::Post | Needs::MemoryLimit, _) if self.options.post.is_none() => {
                 "it needs the path of a POST: set `post`"
             }
             (Needs::Large, _) if self.options.large.is_none() => {
                 "it needs the path of a large GET: set `large`"
             }
             (Needs::Cpu, _) => self.missing_for_overload()?,
+            (Needs::MemoryLimit, _) if self.options.memory_limit.is_none() => {
+                "it needs a server with little memory: use `Drill::child` and `memory_limit`"
+            }
+            (Needs::MemoryLimit, _) if self.child.as_ref().and_then(Child::group).is_none() => {
+                NO_GROUP
+            }
             (Needs::FileLimit, _) if self.options.file_limit.is_none() => {
                 "it needs a server that may open few files: use `Drill::child` and `file_limit`"
             }

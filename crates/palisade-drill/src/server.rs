@@ -36,15 +36,24 @@ impl Subject {
     ///
     /// If one is set.
     pub(crate) fn check(&self, options: &Options) -> Result<(), DrillError> {
-        match options.file_limit {
-            Some(files) if !matches!(self, Self::Child(_)) => {
-                Err(DrillError::Config(vec![ConfigFault {
-                    field: "file_limit",
-                    value: files.to_string(),
+        let of_children = [
+            ("file_limit", options.file_limit),
+            ("memory_limit", options.memory_limit),
+        ];
+        let faults: Vec<_> = of_children
+            .into_iter()
+            .filter_map(|(field, value)| {
+                Some(ConfigFault {
+                    field,
+                    value: value?.to_string(),
                     allowed: "nothing but for `Drill::child`".to_owned(),
-                }]))
-            }
-            _ => Ok(()),
+                })
+            })
+            .collect();
+        if faults.is_empty() || matches!(self, Self::Child(_)) {
+            Ok(())
+        } else {
+            Err(DrillError::Config(faults))
         }
     }
 }

@@ -91,6 +91,7 @@ async fn it_says_what_is_wrong_and_attacks_nothing() {
         (&["--only", "nothing", &addr], "only is nothing"),
         (&["--places", "0", &addr], "places is 0"),
         (&["--file-limit", "128", &addr], "file_limit is 128"),
+        (&["--memory-limit", "64", &addr], "memory_limit is 67108864"),
         (&[&addr, "--", "true"], "cannot be used with"),
         (&["--before", "/nowhere.json", &addr], "/nowhere.json: "),
     ] {

@@ -86,6 +86,8 @@ pub enum Needs {
     Cpu,
     /// A server in a child process with a low limit on open files.
     FileLimit,
+    /// A POST that reads its body, of a server in a child process with little memory.
+    MemoryLimit,
 }
 
 /// What the attackers take from the server.

@@ -14,6 +14,7 @@ mod files;
 mod flood;
 pub mod h2;
 mod head;
+mod held;
 mod hoard;
 mod huge;
 mod identity;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Attack> {
     attacks.extend(reader::attacks());
     attacks.extend(churn::attacks());
     attacks.extend(files::attacks());
+    attacks.extend(held::attacks());
     attacks.extend(flood::attacks());
     attacks.extend(identity::attacks());
     attacks.extend(ambiguous::attacks());

@@ -1,9 +1,11 @@
 //! A server in a child process: started, limited, measured, and ended by its pid.
 
+mod group;
 pub(crate) mod limit;
 mod meter;
 pub(crate) mod tree;
 
+pub(crate) use group::Group;
 pub(crate) use meter::Meter;
 
 use crate::{
@@ -23,6 +25,10 @@ const MAX_START: Duration = Duration::from_secs(30);
 /// The pause between two looks at a child that does not accept yet.
 const START_CHECK: Duration = Duration::from_millis(20);
 
+/// What is said of a server whose memory cannot be limited.
+pub(crate) const NO_GROUP: &str = "the server has no limit on memory: this process may not make \
+                                   control groups, or the system has none";
+
 /// A server in a child process. Dropping this ends the process, and those that it started.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -31,6 +37,17 @@ pub(crate) struct Child {
     members: Vec<Member>,
     /// What the drill cannot be sure of.
     cautions: Vec<String>,
+    /// Its limit on memory. The processes end before it does.
+    group: Option<Group>,
+}
+
+/// The limits of a child.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits {
+    /// The number of open files.
+    pub(crate) files: Option<u64>,
+    /// The memory in bytes.
+    pub(crate) memory: Option<u64>,
 }
 
 impl Child {
@@ -46,7 +63,7 @@ impl Child {
     /// When the future is dropped, the process ends.
     pub(crate) async fn start(
         mut command: Command,
-        file_limit: Option<u64>,
+        limits: Limits,
     ) -> Result<(Self, Target), DrillError> {
         let program = command.get_program().to_string_lossy().into_owned();
         let failed = |reason: String| DrillError::ChildFailed {
@@ -66,14 +83,22 @@ impl Child {
             process,
             members: Vec::new(),
             cautions: Vec::new(),
+            group: limits.memory.and_then(Group::create),
         };
-        if let Some(files) = file_limit {
+        if let Some(group) = &child.group {
+            group
+                .add(&child.members())
+                .map_err(|error| failed(format!("its memory limit cannot be set: {error}")))?;
+        } else if limits.memory.is_some() {
+            child.cautions.push(NO_GROUP.to_owned());
+        }
+        if let Some(files) = limits.files {
             limit::lower(&child.members(), files)
                 .map_err(|error| failed(format!("its file limit cannot be set: {error}")))?;
         }
         let target = child.accept(addr).await.map_err(failed)?;
         child.members = child.members();
-        if let Some(files) = file_limit {
+        if let Some(files) = limits.files {
             // Once more, for what it has started meanwhile.
             let caution = match limit::lower(&child.members, files) {
                 Ok(had) if had > files => Some(format!(
@@ -150,6 +175,11 @@ impl Child {
     /// Returns the pid.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Returns the limit on its memory, if it has one.
+    pub(crate) fn group(&self) -> Option<&Group> {
+        self.group.as_ref()
     }
 
     /// Returns what the drill cannot be sure of.

@@ -2,7 +2,13 @@
 
 use super::*;
 use crate::{Drill, Verdict};
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    body::Bytes,
+    http::StatusCode,
+    routing::{get, post},
+};
+use http_body_util::BodyExt;
 use std::{
     process::Stdio,
     sync::{
@@ -68,9 +74,20 @@ async fn the_server_of_other_tests() {
     let app = Router::new()
         .route("/", get(hello))
         .route("/work", get(async || work()))
+        .route("/keep", post(async |body: Bytes| body.len().to_string()))
+        .route("/stream", post(count))
         .route("/shed", get(shed));
     let listener = tokio::net::TcpListener::bind(format!("127.0.0.1:{port}"));
     axum::serve(listener.await.unwrap(), app).await.unwrap();
+}
+
+/// Reads a body and keeps nothing of it.
+async fn count(mut body: axum::body::Body) -> String {
+    let mut bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+    }
+    bytes.to_string()
 }
 
 /// Takes 5 ms of processor time.
@@ -88,7 +105,11 @@ fn runs(pid: u32) -> bool {
 
 #[tokio::test]
 async fn a_child_serves_is_limited_and_ends_with_its_handle() {
-    let (child, target) = Child::start(server(), Some(300)).await.unwrap();
+    let limits = Limits {
+        files: Some(300),
+        memory: Some(64 << 20),
+    };
+    let (child, target) = Child::start(server(), limits).await.unwrap();
     let pid = child.pid();
     assert!(runs(pid) && target.addr().ip().is_loopback());
     if limit::IS_POSSIBLE {
@@ -97,6 +118,11 @@ async fn a_child_serves_is_limited_and_ends_with_its_handle() {
         let files: Vec<_> = files.unwrap().split_whitespace().collect();
         assert_eq!(files[3..5], ["300", "300"]);
     }
+    // Either it has its own group, or that is said.
+    let has_group = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+        .is_ok_and(|own| own.contains("palisade-drill-"));
+    assert_eq!(child.group().is_some(), has_group);
+    assert_eq!(child.cautions().contains(&NO_GROUP.to_owned()), !has_group);
     let meter = Meter::start(pid).unwrap().unwrap();
     let usage = meter.finish().await.unwrap();
     assert!(usage.memory_after > 1 << 20 && usage.files_after > 3);
@@ -114,7 +140,7 @@ async fn what_a_child_has_started_ends_with_it() {
     shell.args(["-c", &format!("{} & wait", words.join(" "))]);
     shell.env("DRILL_TEST_SERVES", "yes");
     shell.stdout(Stdio::null()).stderr(Stdio::null());
-    let (child, _) = Child::start(shell, None).await.unwrap();
+    let (child, _) = Child::start(shell, Limits::default()).await.unwrap();
     let members = child.members.clone();
     assert_eq!(members.len(), 2);
     drop(child);
@@ -134,7 +160,10 @@ async fn what_a_child_leaves_behind_when_it_ends_itself_ends_too() {
         pid_file.display()
     );
     shell.args(["-c", &script]);
-    let error = Child::start(shell, None).await.unwrap_err().to_string();
+    let error = Child::start(shell, Limits::default())
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("ended with exit status: 0"), "{error}");
     let pid = std::fs::read_to_string(&pid_file).unwrap();
     std::fs::remove_file(pid_file).unwrap();
@@ -150,7 +179,10 @@ async fn what_a_child_leaves_behind_when_it_ends_itself_ends_too() {
 
 #[tokio::test]
 async fn a_child_that_does_not_serve_says_what_it_did() {
-    let error = |command| async { Child::start(command, None).await.unwrap_err().to_string() };
+    let error = |command| async {
+        let started = Child::start(command, Limits::default()).await;
+        started.unwrap_err().to_string()
+    };
     let text = error(Command::new("/nonexistent/server")).await;
     assert!(text.starts_with("/nonexistent/server serves nothing: it cannot be started"));
     let text = error(command("no_such_test")).await;
@@ -228,6 +260,31 @@ async fn a_low_file_limit_makes_places_short() {
     // Only what the server has accepted takes a file.
     let usage = result.server.as_ref().unwrap();
     assert!((100..=140).contains(&usage.files_peak), "{report}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn uploads_held_open_end_a_server_that_keeps_them_and_not_one_that_does_not() {
+    let verdict = async |path: &str| {
+        let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
+        let drill = Drill::child(server()).memory_limit(256 << 20).post(path);
+        let drill = drill.quick().only("held-open-uploads");
+        let report = drill.run().await.unwrap();
+        println!("{report}");
+        report
+    };
+    let report = verdict("/keep").await;
+    let Some(result) = report.attacks.first() else {
+        assert_eq!(report.skipped[0].reason, NO_GROUP);
+        return;
+    };
+    assert_eq!(result.verdict, Verdict::Down, "{report}");
+    let reason = "the kernel ended a process of the server at its limit of 256 MiB";
+    assert_eq!(result.reason, reason);
+    if is_long() {
+        let streams = &verdict("/stream").await.attacks[0];
+        assert!([Verdict::Held, Verdict::Inconclusive].contains(&streams.verdict));
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -38,6 +38,9 @@ pub struct Report {
     /// The limit on open files of the server, as the drill set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_limit: Option<u64>,
+    /// The limit on memory of the server in bytes, if one was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
     /// Whether the attacks were short.
     pub quick: bool,
     /// The seed.

@@ -22,6 +22,7 @@ pub(super) fn report() -> Report {
         target: "127.0.0.1:80".to_owned(),
         places: Some(500),
         file_limit: None,
+        memory_limit: None,
         quick: true,
         seed: 7,
         seconds: 60.0,

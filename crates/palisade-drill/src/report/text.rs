@@ -18,6 +18,9 @@ impl fmt::Display for Report {
         if let Some(files) = self.file_limit {
             write!(f, " with a limit of {files} files")?;
         }
+        if let Some(bytes) = self.memory_limit {
+            write!(f, " with a limit of {} MiB", bytes >> 20)?;
+        }
         let quick = if self.quick { ", quick" } else { "" };
         writeln!(f, ": {:.0} s{quick}, seed {}", self.seconds, self.seed)?;
         match self.grade() {

@@ -4,7 +4,7 @@ use super::{Run, plan};
 use crate::{
     attacks::{Attack, InQuick, Protocol, Takes},
     bounds::MAX_CONNECTIONS,
-    child::{Child, Meter},
+    child::{Child, Group, Meter},
     engine::{Counts, Engine},
     figures::{figures, milliseconds},
     grade::Verdict,
@@ -84,12 +84,20 @@ impl Run {
             to: log.now(),
         };
 
+        let group = self.child.as_ref().and_then(Child::group);
+        let kills = group.map_or(0, Group::kills);
         let meter = self.child.as_ref().map(|child| Meter::start(child.pid()));
         let meter = meter.and_then(Result::ok).flatten();
         let (seen, during) = self.run_attackers(attack, number).await;
         let recovery = self.recover().await;
         let exit = self.child.as_mut().and_then(Child::ended);
-        let has_ended = self.has_ended();
+        let group = self.child.as_ref().and_then(Child::group);
+        let is_killed = group.is_some_and(|group| group.kills() > kills);
+        let at_limit = group.filter(|_| is_killed).map(|group| {
+            let mebibytes = group.limit() >> 20;
+            format!("the kernel ended a process of the server at its limit of {mebibytes} MiB")
+        });
+        let has_ended = self.has_ended() || is_killed;
 
         let honest = self.figures(before, during);
         let log = self.honest.log();
@@ -113,8 +121,11 @@ impl Run {
         let mut report = AttackReport::new(attack);
         report.verdict = verdict;
         report.lateness_ms = milliseconds(lateness);
-        report.reason = match exit {
-            Some(status) if verdict == Verdict::Down => format!("the server ended with {status}"),
+        report.reason = match (at_limit, exit) {
+            (Some(at_limit), _) => at_limit,
+            (None, Some(status)) if verdict == Verdict::Down => {
+                format!("the server ended with {status}")
+            }
             _ => reason,
         };
         if let Some(meter) = meter {
