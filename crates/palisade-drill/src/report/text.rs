@@ -12,14 +12,15 @@ impl fmt::Display for Report {
             "palisade-drill {} against {target}",
             sentence(&self.version)
         )?;
-        if let Some(places) = self.places {
-            write!(f, " with {places} places")?;
-        }
-        if let Some(files) = self.file_limit {
-            write!(f, " with a limit of {files} files")?;
-        }
-        if let Some(bytes) = self.memory_limit {
-            write!(f, " with a limit of {} MiB", bytes >> 20)?;
+        let limits = [
+            self.places.map(|places| format!("{places} places")),
+            self.file_limit.map(|files| format!("{files} files")),
+            self.memory_limit
+                .map(|bytes| format!("{} MiB", bytes >> 20)),
+        ];
+        let limits: Vec<_> = limits.into_iter().flatten().collect();
+        if !limits.is_empty() {
+            write!(f, " with {}", limits.join(", "))?;
         }
         let quick = if self.quick { ", quick" } else { "" };
         writeln!(f, ": {:.0} s{quick}, seed {}", self.seconds, self.seed)?;
