@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "the report of a drill that fails")]
 
+mod first;
 mod modes;
 mod servers;
 

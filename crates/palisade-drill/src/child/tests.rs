@@ -221,7 +221,7 @@ async fn a_child_ends_when_the_drill_is_dropped_in_the_middle() {
 
 #[tokio::test]
 async fn a_child_that_ends_in_the_middle_is_down_with_its_exit_status() {
-    let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
+    let _turn = crate::drill::tests::TURNS.acquire().await;
     let drill = || {
         let mut command = server();
         // 20 requests a second: after the beginning of the attack.
@@ -244,7 +244,7 @@ async fn a_low_file_limit_makes_places_short() {
     if !is_long() {
         return;
     }
-    let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
+    let _turn = crate::drill::tests::TURNS.acquire().await;
     let drill = Drill::child(server())
         .file_limit(128)
         .quick()
@@ -263,7 +263,7 @@ async fn a_low_file_limit_makes_places_short() {
 #[tokio::test]
 async fn uploads_held_open_end_a_server_that_keeps_them_and_not_one_that_does_not() {
     let verdict = async |path: &str| {
-        let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
+        let _turn = crate::drill::tests::TURNS.acquire().await;
         let drill = Drill::child(server()).memory_limit(256 << 20).post(path);
         let drill = drill.quick().only("held-open-uploads");
         let report = drill.run().await.unwrap();
@@ -290,7 +290,7 @@ async fn memory_that_every_round_raises_is_kept() {
     if !is_long() {
         return;
     }
-    let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
+    let _turn = crate::drill::tests::TURNS.acquire().await;
     let mut command = server();
     command.env("DRILL_TEST_LEAK_BYTES", "8192");
     let report = Drill::child(command).quick().only("churn").run().await;
@@ -302,7 +302,7 @@ async fn memory_that_every_round_raises_is_kept() {
 
 #[tokio::test]
 async fn what_a_child_uses_is_in_the_report() {
-    let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
+    let _turn = crate::drill::tests::TURNS.acquire().await;
     let drill = Drill::child(server()).quick().only("churn");
     let report = drill.run().await.unwrap();
     let text = report.to_string();
@@ -323,7 +323,8 @@ async fn an_overload_is_held_by_a_server_that_refuses_and_not_by_one_that_lets_a
     if !is_long() {
         return;
     }
-    let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
+    let all = crate::drill::tests::MAX_DRILLS_AT_ONCE;
+    let _turns = crate::drill::tests::TURNS.acquire_many(all).await;
     let verdict = async |path: &str| {
         let drill = Drill::child(server()).cpu_get(path).quick();
         let report = drill.only("cpu-overload").run().await.unwrap();

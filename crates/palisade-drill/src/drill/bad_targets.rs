@@ -189,7 +189,7 @@ where
 
 #[tokio::test]
 async fn a_server_that_begins_to_lie_or_to_reset_is_not_held() {
-    let _one = super::tests::ONE_AT_A_TIME.lock().await;
+    let _turn = super::tests::TURNS.acquire().await;
     let lies = || {
         Drill::serving(|listener| {
             turns(listener, |stream: TcpStream| async move {
@@ -219,7 +219,7 @@ async fn a_server_that_begins_to_lie_or_to_reset_is_not_held() {
 
 #[tokio::test]
 async fn honest_requests_carry_the_headers_that_were_set() {
-    let _one = super::tests::ONE_AT_A_TIME.lock().await;
+    let _turn = super::tests::TURNS.acquire().await;
     let picky = || {
         server(|mut stream: TcpStream| async move {
             let mut head = [0; 4_096];

@@ -1,4 +1,4 @@
-//! Drills of reference servers, on real sockets. One at a time: each measures time.
+//! Drills of reference servers, on real sockets. Few at a time: each measures time.
 
 use super::*;
 use crate::{Grade, Report, Verdict};
@@ -29,8 +29,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// Drills that run at once would disturb each other.
-pub(crate) static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+/// Drills wait for most of their time, and two at once do not disturb each other.
+pub(crate) static TURNS: Semaphore = Semaphore::const_new(MAX_DRILLS_AT_ONCE as usize);
+pub(crate) const MAX_DRILLS_AT_ONCE: u32 = 2;
 
 /// How often a drill is repeated that says nothing.
 const MAX_DRILLS: usize = 3;
@@ -87,7 +88,7 @@ pub(crate) async fn until_judged(name: &str, drill: impl Fn() -> Drill) -> Optio
 
 #[tokio::test]
 async fn without_attackers_every_verdict_is_held() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let drill = Drill::serving(async |listener| axum::serve(listener, app()).await);
     let drill = drill.rehearse().quick().only("silent").only("churn");
     let report = drill.run().await.unwrap();
@@ -100,7 +101,7 @@ async fn without_attackers_every_verdict_is_held() {
 
 #[tokio::test]
 async fn a_bare_server_of_few_places_falls_to_connections_that_stay() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let drill = || Drill::serving(|listener| bare(listener, app(), 100)).places(100);
     let Some(report) = until_judged("dripped-head", drill).await else {
         return;
@@ -115,7 +116,7 @@ async fn a_bare_server_of_few_places_falls_to_connections_that_stay() {
 
 #[tokio::test]
 async fn a_bare_server_of_many_places_keeps_what_stays_and_holds_against_resets() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let drill = || Drill::serving(|listener| bare(listener, app(), 10_000));
     // Its h2 ends a connection with too many resets.
     for (name, expected) in [("silent", Verdict::Kept), ("rapid-reset", Verdict::Held)] {
@@ -130,7 +131,7 @@ async fn a_bare_server_of_many_places_keeps_what_stays_and_holds_against_resets(
 
 #[tokio::test]
 async fn what_a_target_lacks_is_skipped_by_name() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let drill = Drill::serving(async |listener| {
         let app = app();
         loop {
@@ -157,7 +158,7 @@ async fn what_a_target_lacks_is_skipped_by_name() {
 
 #[tokio::test]
 async fn a_dropped_drill_leaves_no_connection_and_no_server() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let open = Arc::new(AtomicU64::new(0));
@@ -195,7 +196,7 @@ async fn a_dropped_drill_leaves_no_connection_and_no_server() {
 
 #[tokio::test]
 async fn one_hiccup_of_the_server_is_no_harm() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let drill = Drill::serving(async |listener| {
         let (requests, turn) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(())));
         let hiccup = async move || {
@@ -218,7 +219,7 @@ async fn one_hiccup_of_the_server_is_no_harm() {
 
 #[tokio::test]
 async fn an_ipv6_target_has_one_address_for_both_sides_and_the_report_says_so() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let Ok(listener) = TcpListener::bind("[::1]:0").await else {
         return; // This system has no IPv6.
     };
@@ -272,7 +273,7 @@ async fn over_protective(listener: TcpListener) {
 
 #[tokio::test]
 async fn a_server_that_refuses_what_browsers_do_gets_no_better_than_c() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let drill = || Drill::serving(over_protective);
     let Some(report) = until_judged("forty-assets", drill).await else {
         return;
@@ -303,7 +304,7 @@ async fn credulous(listener: TcpListener) {
 
 #[tokio::test]
 async fn a_limit_that_believes_what_clients_call_themselves_is_passed() {
-    let _one = ONE_AT_A_TIME.lock().await;
+    let _turn = TURNS.acquire().await;
     let drill = || Drill::serving(credulous);
     let Some(report) = until_judged("invented-identities", drill).await else {
         return;

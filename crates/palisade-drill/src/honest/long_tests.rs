@@ -231,7 +231,7 @@ async fn a_route_that_is_not_served_is_named_with_its_option() {
 
 #[tokio::test]
 async fn a_drill_of_all_kinds_without_attackers_is_held() {
-    let _one = crate::drill::tests::ONE_AT_A_TIME.lock().await;
+    let _turn = crate::drill::tests::TURNS.acquire().await;
     let drill = crate::Drill::serving(|listener| serve(listener, good()));
     let drill = drill
         .post("/post")
