@@ -10,6 +10,7 @@ mod t05_endless;
 mod t05_hoarding;
 mod t06_compressed;
 mod t06_dripping_uploads;
+mod t06_places;
 mod t06_shared_window;
 mod t06_slow_body;
 mod t07_slow_reader;

@@ -97,7 +97,7 @@ async fn newcomers_are_served_while_connections_that_pipelined_a_body_fill_the_c
     let server = kind.serve(&guard, app).await;
     let mut hoard = Vec::new();
     for n in 0..60 {
-        let from = Ipv4Addr::new(127, 3, n / 3, 1);
+        let from = Ipv4Addr::new(127, 3, n, 1);
         let mut client = RawClient::connect_from(from, server.addr).await.unwrap();
         send_pipelined(&mut client).await;
         hoard.push(client);

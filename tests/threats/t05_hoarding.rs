@@ -6,7 +6,7 @@ use palisade::conn::ConnGuard;
 use palisade_core::{Phase, Reason};
 use palisade_testkit::clients::{RawClient, wait_until};
 use palisade_testkit::{
-    guarded::{GET, SECOND, ServerKind, all_gone, app, assert_served, build_guard},
+    guarded::{GET, SECOND, SLACK, ServerKind, all_gone, app, assert_served, build_guard},
     on_servers,
 };
 use std::{
@@ -64,8 +64,8 @@ async fn honest_newcomers_are_served_while_hoarders_fill_the_cap(kind: ServerKin
     let mut reader = RawClient::connect(server.addr).await.unwrap();
     // All requests at once: between a first response and a second request this connection ranks no
     // higher than those of the hoarders, and may be evicted as one of them.
-    reader.send(GET.repeat(40)).await.unwrap();
-    for _ in 0..40 {
+    reader.send(GET.repeat(200)).await.unwrap();
+    for _ in 0..200 {
         assert_eq!(reader.head().await.unwrap().status, 200);
         assert_eq!(reader.body(6).await.unwrap(), b"served");
     }
@@ -85,7 +85,7 @@ async fn honest_newcomers_are_served_while_hoarders_fill_the_cap(kind: ServerKin
         guard.snapshot()
     );
     assert!(admitted * 100 >= ATTEMPTS * 99, "{admitted} of {ATTEMPTS}");
-    assert!(slowest < SECOND, "{slowest:?}");
+    assert!(slowest < SLACK, "{slowest:?}");
     assert!(guard.snapshot().open <= CAP);
     assert_served(&mut reader).await;
     stop.store(true, SeqCst);

@@ -33,6 +33,15 @@ const MANY_CONNECTIONS: Shares = Shares {
     network: 16,
 };
 
+/// The numbers of connections from which a client or a network has some. One that has gets no place
+/// of a connection that is as useful as a new one, and none of the last twentieth of the places: a
+/// client without a connection finds one, also where attackers of many addresses have few
+/// connections each.
+const SOME_CONNECTIONS: Shares = Shares {
+    client: 1,
+    network: 8,
+};
+
 /// Why a connection is not admitted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum AdmitError {
@@ -182,8 +191,10 @@ pub(crate) fn admit(
         // Before its header it may be that of any client, and takes one of the last places without
         // the place of a connection that has worked: see `make_room`.
         let awaits_header = newcomer == Newcomer::BeforeHeader;
-        let has_many = (awaits_header && (soft..max).contains(&open))
-            || shares.is_some() && shared.registry.has(conn, MANY_CONNECTIONS);
+        let takes_last = awaits_header && (soft..max).contains(&open);
+        let has = |shares_of_few| shares.is_some() && shared.registry.has(conn, shares_of_few);
+        let has_some = has(SOME_CONNECTIONS);
+        let has_many = takes_last || has_some && has(MANY_CONNECTIONS);
         // If the tasks of closing connections do not run, each new connection that waits in vain
         // would evict one more, and in the end a useful one.
         let close_pending = shared.close_pending.load(Relaxed);
@@ -195,14 +206,20 @@ pub(crate) fn admit(
                 Claim {
                     own: conn.id(),
                     is_reserved,
+                    has_some,
                     has_many,
                     is_for_memory: next <= soft,
                     spares_unread: next <= max || close_pending > 0,
                 },
             );
-        // The places that are left are for clients with few connections.
-        if !is_evicted && has_many && !awaits_header && next > soft {
-            let limit = soft as u64;
+        // The places that are left are for clients with few connections, the last ones for those
+        // without any.
+        let last = max - max.saturating_sub(soft) / 2;
+        let limit = if has_many { soft } else { last };
+        // In shadow mode a connection is reported once, below.
+        let is_open = !is_evicted && (is_enforced || next <= max);
+        if is_open && !awaits_header && next > limit && (has_many || has_some) {
+            let limit = limit as u64;
             refuse(shared, Reason::ConnectionsFull, limit, next as u64, conn)
                 .map_err(AdmitError::Refused)?;
         }
@@ -310,10 +327,12 @@ fn make_room(
     if staying <= soft || shares.is_some_and(has) {
         return Ok(());
     }
-    let has_many = shares.is_some() && has(MANY_CONNECTIONS);
+    let has_some = shares.is_some() && has(SOME_CONNECTIONS);
+    let has_many = has_some && has(MANY_CONNECTIONS);
     let claim = Claim {
         own: conn.id(),
         is_reserved,
+        has_some,
         has_many,
         is_for_memory: false,
         spares_unread: true,

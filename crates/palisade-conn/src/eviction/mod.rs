@@ -27,6 +27,9 @@ pub(crate) struct Claim {
     pub(crate) own: u64,
     /// A place is reserved for it.
     pub(crate) is_reserved: bool,
+    /// Its client or its network has some connections already. Those of others stay that are as
+    /// useful as a new one.
+    pub(crate) has_some: bool,
     /// Its client or its network has many connections already.
     pub(crate) has_many: bool,
     /// There are places left, but memory is short. A connection that is as useful as a new one
@@ -41,9 +44,10 @@ impl Claim {
     /// Returns whether a connection of `class` and of this age is evicted for it.
     fn may_evict(self, class: EvictionClass, age: u64) -> bool {
         let is_young = class.usefulness == Usefulness::LowWork && age < MIN_AGE_FOR_WORK_MILLIS;
-        (self.is_reserved || !class.is_reserved)
-            && !(self.has_many && class.usefulness.has_worked())
-            && !(self.is_for_memory && (is_young || class.is_last_resort()))
+        let is_spared = self.has_some && class.usefulness >= Usefulness::Useful
+            || self.has_many && class.usefulness.has_worked()
+            || self.is_for_memory && (is_young || class.is_last_resort());
+        (self.is_reserved || !class.is_reserved) && !is_spared
     }
 
     /// Returns whether `conn` stays because it claims the place itself, or was never read.
@@ -87,6 +91,7 @@ pub(crate) fn evict_for_file(shared: &Shared) -> bool {
     let claim = Claim {
         own: 0, // The number of no connection.
         is_reserved: true,
+        has_some: false,
         has_many: false,
         is_for_memory: false,
         spares_unread: false,

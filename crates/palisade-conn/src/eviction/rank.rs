@@ -19,6 +19,10 @@ const BYTES_PER_WORK_UNIT: u64 = 16 * 1024;
 /// two or three seconds.
 pub(crate) const STALLED_SECONDS: u8 = 4;
 
+/// The same for a request body of which more is certainly to come. The longest stall goes first, so
+/// that an upload which pauses for a moment stays as long as others have stood still for longer.
+pub(crate) const STALLED_UPLOAD_SECONDS: u8 = 1;
+
 /// How readily a connection is evicted: the lowest rank first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EvictionRank {
@@ -47,7 +51,7 @@ pub(crate) enum Usefulness {
     AboveShare,
     /// It is idle and has done little work for its age.
     LowWork,
-    /// It has made no progress for some seconds.
+    /// It has made no progress for some seconds, or an upload for one.
     Stalled,
     /// It is idle and has done more work for its age, or it is a newcomer.
     Useful,
@@ -102,6 +106,13 @@ impl EvictionRank {
                 (usefulness, work, oldest_first)
             }
             Phase::Writing | Phase::RequestBody if stats.stalled >= STALLED_SECONDS => {
+                (Stalled, longest_stall_first, oldest_first)
+            }
+            Phase::Working
+                if stats.stalled >= STALLED_UPLOAD_SECONDS
+                    && stats.body_left
+                    && stats.awaits_body() =>
+            {
                 (Stalled, longest_stall_first, oldest_first)
             }
             Phase::Working if stats.stalled >= STALLED_SECONDS => {

@@ -78,6 +78,38 @@ async fn the_last_places_are_reserved_for_the_given_networks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_last_twentieth_of_the_places_is_for_clients_without_a_connection() {
+    let builder = ConnGuard::builder().max_connections(100);
+    let (guard, _) = tracking_guard(builder.accept_rate(None));
+    // Each client is in a network of its own.
+    let working = |client: u8| {
+        let peer = ([10, 0, client, 1], 1).into();
+        let transport = TestTransport::new(duplex(64).0);
+        let io = guard.admit(transport, Some(peer), None)?;
+        let request = io.conn().begin_request(false);
+        Ok::<_, io::Error>((io, request))
+    };
+    let refused = |client| violation(&working(client).err().unwrap());
+    let mut attack: Vec<_> = (0..96).map_while(|n| working(n % 32).ok()).collect();
+    assert_eq!(attack.len(), 95);
+    assert_eq!(refused(31).limit, 95);
+    // They stay as long as they work, and no more are admitted than the cap.
+    let mut newcomers: Vec<_> = (100..105).map(|n| working(n).unwrap()).collect();
+    assert_eq!(refused(105).limit, 100);
+    // A newcomer with half a head stays, too: a client with a connection does not take its place.
+    newcomers.pop();
+    attack.pop();
+    let (inner, _client) = duplex(64);
+    let peer = Some(([10, 0, 110, 1], 1).into());
+    let mut young = guard.admit(TestTransport::new(inner), peer, None).unwrap();
+    assert!(young.read_u8().now_or_never().is_none());
+    assert_eq!(refused(0).reason, Reason::ConnectionsFull);
+    assert!(young.conn().state().decision().is_none());
+    drop((attack, newcomers, young));
+    assert_nothing_left(&guard);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_network_has_the_accept_rate_of_four_clients() {
     let (guard, journal) = tracking_guard(ConnGuard::builder().accept_rate((10, 20)));
     let admitted = (0..200)

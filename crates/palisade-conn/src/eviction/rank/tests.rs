@@ -130,15 +130,29 @@ fn a_stalled_upload_is_evicted_before_newcomers_unless_it_may_be_complete() {
     };
     for stalled in [measured, chunked, http2] {
         assert!(class(&stalled) < newcomer);
-        // Never while it arrives, and not before some seconds without progress.
-        assert_eq!(
-            class(&ConnStats {
-                stalled: STALLED_SECONDS - 1,
-                ..stalled
-            }),
-            None
-        );
     }
+    // Never while it arrives. Sooner if more is certainly to come.
+    for (stalled, seconds) in [
+        (measured, STALLED_UPLOAD_SECONDS),
+        (chunked, STALLED_SECONDS),
+        (http2, STALLED_SECONDS),
+    ] {
+        let after = |stalled: u8, stats| class(&ConnStats { stalled, ..stats });
+        assert_eq!(after(seconds - 1, stalled), None);
+        assert_eq!(after(seconds, stalled), Some(Usefulness::Stalled));
+    }
+    // The longest goes first.
+    let rank = |stalled| {
+        EvictionRank::of(
+            &ConnStats {
+                stalled,
+                ..measured
+            },
+            9000,
+            false,
+        )
+    };
+    assert!(rank(3) < rank(2) && rank(2) < rank(1));
     // A connection that completed requests may wait for the handler, or for its own stream.
     for quiet in [chunked, http2] {
         assert!(
