@@ -100,6 +100,7 @@ mod plan;
 mod report;
 mod run;
 mod sample;
+mod series;
 mod server;
 mod target;
 mod text;
@@ -117,5 +118,6 @@ pub use report::{
     AttackReport, AttackersReport, Change, Comparison, Report, ReportError, SCHEMA, Skipped,
 };
 pub use sample::Kind;
+pub use series::{Moment, Series};
 pub use usage::ServerUsage;
 pub use verdict::Honest;

@@ -4,7 +4,7 @@ use super::tree::{self, Usage};
 use crate::{usage::ServerUsage, worker::Worker};
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
@@ -14,12 +14,21 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// The longest wait until a server has given back the memory of the attackers.
 const MAX_SETTLE: Duration = Duration::from_secs(2);
 
+/// What was measured.
+#[derive(Debug)]
+struct Seen {
+    /// The most of each.
+    peak: Usage,
+    /// The memory, and when.
+    memory: Vec<(Instant, u64)>,
+}
+
 /// Measures the processes of a server, in a thread of its own, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Meter {
     pid: u32,
     before: Usage,
-    peak: Arc<Mutex<Usage>>,
+    seen: Arc<Mutex<Seen>>,
     _worker: Worker<()>,
 }
 
@@ -38,33 +47,38 @@ impl Meter {
         let Some(before) = tree::usage(pid) else {
             return Ok(None);
         };
-        let peak = Arc::new(Mutex::new(before));
-        let shared = peak.clone();
+        let seen = Arc::new(Mutex::new(Seen {
+            peak: before,
+            memory: vec![(Instant::now(), before.memory)],
+        }));
+        let shared = seen.clone();
         let worker = Worker::spawn("drill-meter", move || async move {
             loop {
                 sleep(INTERVAL).await;
                 if let Some(usage) = tree::usage(pid) {
-                    let mut peak = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut seen = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Seen { peak, memory } = &mut *seen;
                     peak.memory = peak.memory.max(usage.memory);
                     peak.files = peak.files.max(usage.files);
+                    memory.push((Instant::now(), usage.memory));
                 }
             }
         })?;
         Ok(Some(Self {
             pid,
             before,
-            peak,
+            seen,
             _worker: worker,
         }))
     }
 
     /// Returns what was used, after the server had a while to give back what the attackers took;
     /// `None` if it has ended.
-    pub(crate) async fn finish(self) -> Option<ServerUsage> {
+    pub(crate) async fn finish(&self) -> Option<ServerUsage> {
         let deadline = Instant::now() + MAX_SETTLE;
         loop {
             let now = tree::usage(self.pid)?;
-            let peak = *self.peak.lock().unwrap_or_else(PoisonError::into_inner);
+            let peak = self.seen().peak;
             let usage = ServerUsage {
                 memory_before: self.before.memory,
                 memory_peak: peak.memory.max(now.memory),
@@ -79,5 +93,14 @@ impl Meter {
             }
             sleep(INTERVAL).await;
         }
+    }
+
+    /// Returns the resident memory since the start, and when it was measured.
+    pub(crate) fn memory(&self) -> Vec<(Instant, u64)> {
+        self.seen().memory.clone()
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

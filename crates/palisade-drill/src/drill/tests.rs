@@ -111,6 +111,17 @@ async fn a_bare_server_of_few_places_falls_to_connections_that_stay() {
     assert_eq!(attack.verdict, Verdict::Down, "{report}");
     assert!(attack.attackers.alive > 100, "{report}");
     assert_eq!(attack.honest[0].during.served, 0, "{report}");
+    let series = attack.series.as_ref().unwrap();
+    let served = |from: f64, to: f64| {
+        let moments = series.moments.iter();
+        let within = moments.filter(move |moment| from < moment.seconds && moment.seconds <= to);
+        within.filter_map(|moment| moment.served_share)
+    };
+    let (from, to) = (series.attack_from, series.attack_to);
+    assert!(served(0.0, from).all(|share| share > 0.9), "{series:?}");
+    assert!(served(from, to).any(|share| share < 0.6), "{series:?}");
+    assert!(served(to, f64::MAX).any(|share| share > 0.6), "{series:?}");
+    assert!(series.moments.iter().any(|moment| moment.attackers > 100));
     assert_eq!(report.grade(), Some(Grade::F), "{report}");
 }
 

@@ -2,6 +2,7 @@
 
 use super::{
     AttackReport, Report,
+    plot::write_series,
     text::{latency, load, usage},
 };
 use crate::{
@@ -27,11 +28,17 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 0 }
 .held { border-color: #2b8a3e } .kept { border-color: #e8a317 } .harmed { border-color: #d9480f }
 .down { border-color: #c92a2a } .inconclusive { border-color: #868e96 }
 p { margin: .3rem 0 } .small { color: #5c6670; font-size: .9rem }
-svg text { font: 12px system-ui, sans-serif; fill: #1d2329 } svg { display: block; margin: .5rem 0 }
+svg text { font: 12px system-ui, sans-serif; fill: #1d2329 } svg { display: block; margin: .5rem 0;
+  max-width: 100%; height: auto }
+svg .axis { font-size: 11px; fill: #5c6670 } .panel { fill: #f1f3f5 } .attacked { fill: #e3e7eb }
+.attack-time { fill: #862e9c }
+.served { fill: #40a357 } .lost { fill: #d6303a } .wait { fill: #f0a868 } .median { fill: #b3541e }
+.attackers { fill: #e8a317 } .memory { fill: #4d86c6 } path { shape-rendering: crispEdges }
 table { border-collapse: collapse } td { padding: .1rem .8rem .1rem 0; vertical-align: top }
 @media (prefers-color-scheme: dark) {
   body { color: #dfe4ea; background: #14181c } svg text { fill: #dfe4ea }
-  .small { color: #9aa5b1 }
+  .small { color: #9aa5b1 } svg .axis { fill: #9aa5b1 }
+  .panel { fill: #20262c } .attacked { fill: #2e363e } .attack-time { fill: #be4bdb }
 }
 </style></head><body>
 "#;
@@ -42,8 +49,8 @@ const LINE: usize = 20;
 
 impl Report {
     /// Returns the report as one HTML page: for each attack, the worst first, what honest clients
-    /// were served before and during it, and what the attackers hold. It has no script, and loads
-    /// nothing.
+    /// were served before and during it, and what the attackers hold; and over time how harm began
+    /// and ended. It has no script, and loads nothing.
     ///
     /// ```
     /// # use palisade_drill::Report;
@@ -74,6 +81,13 @@ impl Report {
                 out,
                 "<p class=\"small\">Not ruled out: {}</p>",
                 escape(caution)
+            );
+        }
+        if self.attacks.iter().any(|attack| attack.series.is_some()) {
+            out.push_str(
+                "<p class=\"small\">Over time: what honest clients were served (red: not), their \
+                 longest wait (dark: the median), the attackers that were connected, and the \
+                 memory of the server where it was measured. The violet line is the attack.</p>\n",
             );
         }
         for attack in self.worst_first() {
@@ -112,6 +126,9 @@ fn write_attack(out: &mut String, attack: &AttackReport) {
         let _ = writeln!(out, "<p>Because: {}</p>", escape(&attack.reason));
     }
     write_bars(out, attack);
+    if let Some(series) = &attack.series {
+        write_series(out, series);
+    }
     for caution in &attack.cautions {
         let _ = writeln!(
             out,
@@ -263,6 +280,6 @@ mod tests {
             !page.contains("<img") && !page.contains("<script"),
             "{page}"
         );
-        assert_eq!(page.matches("</svg>").count(), 2);
+        assert_eq!(page.matches("</svg>").count(), 3);
     }
 }

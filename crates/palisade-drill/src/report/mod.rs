@@ -6,6 +6,7 @@ mod json;
 #[cfg(feature = "junit")]
 mod junit;
 mod markdown;
+mod plot;
 mod text;
 
 pub use compare::{Change, Comparison};
@@ -15,6 +16,7 @@ use crate::{
     attacks::{Attack, Remedy},
     grade::{Grade, Verdict},
     overload::Overload,
+    series::Series,
     usage::ServerUsage,
     verdict::Honest,
 };
@@ -85,6 +87,9 @@ pub struct AttackReport {
     /// What requests beyond the capacity were answered, if that was the attack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overload: Option<Overload>,
+    /// The round over time; `None` in the report of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub series: Option<Series>,
     /// What stops the attack.
     pub stopped_by: String,
     /// Settings that stop it, as `server: setting`.
@@ -214,6 +219,7 @@ impl AttackReport {
             attackers: AttackersReport::default(),
             server: None,
             overload: None,
+            series: None,
             stopped_by: attack.stopped_by.to_owned(),
             remedies: attack.remedies.iter().map(remedy).collect(),
             cautions: Vec::new(),

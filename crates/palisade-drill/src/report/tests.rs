@@ -1,5 +1,5 @@
 use super::*;
-use crate::{figures::Figures, sample::Kind};
+use crate::{figures::Figures, sample::Kind, series::Moment};
 
 pub(super) fn report() -> Report {
     let attacks = crate::attacks::all();
@@ -16,6 +16,18 @@ pub(super) fn report() -> Report {
             ..Figures::default()
         },
     }];
+    harmed.series = Some(Series {
+        attack_from: 1.0,
+        attack_to: 2.0,
+        moments: vec![Moment {
+            seconds: 3.0,
+            served_share: Some(0.5),
+            median_ms: None,
+            longest_ms: Some(57.0),
+            attackers: 400,
+            memory: Some(1 << 20),
+        }],
+    });
     Report {
         schema: SCHEMA,
         version: "0.1.0".to_owned(),
@@ -51,6 +63,15 @@ fn the_text_begins_with_the_worst_attack_and_says_what_stops_it() {
 fn a_report_is_read_as_it_was_written() {
     let report = report();
     assert_eq!(Report::from_json(&report.to_json()), Ok(report));
+}
+
+#[test]
+fn a_report_of_an_earlier_version_has_no_series_and_is_read() {
+    let mut earlier = report();
+    earlier.attacks[1].series = None;
+    let json = earlier.to_json();
+    assert!(!json.contains("series"));
+    assert_eq!(Report::from_json(&json), Ok(earlier));
 }
 
 #[test]

@@ -54,9 +54,10 @@ impl Run {
             self.max_attackers,
         );
         let seen = seen.await;
+        let log = self.honest.log();
         let during = Span {
             from,
-            to: self.honest.log().now(),
+            to: log.now(),
         };
         let recovery = self.recover().await;
         let exit = self.child.as_mut().and_then(Child::ended);
@@ -83,6 +84,7 @@ impl Run {
         report.reason = reason;
         report.recovery_ms = recovery.map(milliseconds);
         report.overload = Some(seen.overload);
+        report.series = Some(self.series(from, during, &[], &[]));
         report
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     options::more_than,
     report::{AttackReport, AttackersReport},
     sample::Span,
+    series::{self, Series},
     verdict::{Answers, Attackers, Evidence, Honest, MAX_RECOVERY, is_kept, judge},
     wave,
 };
@@ -25,6 +26,11 @@ const WAVE_CHECK: Duration = Duration::from_millis(200);
 /// The age from which an unfinished request is judged: what a server that holds may take at least.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// The time for which honest clients are watched once they are served again, after harm.
+const AFTER_RECOVERY: Duration = Duration::from_millis(500);
+/// The interval between two looks at the number of connected attackers.
+const HISTORY_INTERVAL: Duration = Duration::from_millis(100);
+
 /// The time of the first visit of clients that return.
 const FIRST_VISIT: Duration = Duration::from_millis(300);
 
@@ -33,6 +39,8 @@ struct Seen {
     connections: usize,
     counts: Counts,
     displaced: Option<usize>,
+    /// The connected attackers over time.
+    history: Vec<(Duration, usize)>,
 }
 
 /// Returns what the verdict rests on, if that is what the machines tell.
@@ -88,7 +96,13 @@ impl Run {
         let kills = group.map_or(0, Group::kills);
         let meter = self.child.as_ref().map(|child| Meter::start(child.pid()));
         let meter = meter.and_then(Result::ok).flatten();
+        let began = log.now();
         let (seen, during) = self.run_attackers(attack, number).await;
+        let log = self.honest.log();
+        let attacked = Span {
+            from: began,
+            to: log.now(),
+        };
         let recovery = self.recover().await;
         let exit = self.child.as_mut().and_then(Child::ended);
         let group = self.child.as_ref().and_then(Child::group);
@@ -128,9 +142,18 @@ impl Run {
             }
             _ => reason,
         };
+        if matches!(verdict, Verdict::Harmed | Verdict::Down) && recovery.is_some() {
+            sleep(AFTER_RECOVERY).await;
+        }
+        let log = self.honest.log();
+        let mut memory_over_time = Vec::new();
         if let Some(meter) = meter {
             report.server = meter.finish().await;
+            let age = |at: Instant| log.now().saturating_sub(at.elapsed());
+            let memory = meter.memory().into_iter();
+            memory_over_time = memory.map(|(at, bytes)| (age(at), bytes)).collect();
         }
+        report.series = Some(self.series(from, attacked, &seen.history, &memory_over_time));
         report.recovery_ms = recovery.map(milliseconds);
         report.attackers = self.price(attack, &seen, &honest);
         report.honest = honest;
@@ -171,16 +194,18 @@ impl Run {
             connections,
             schedule.ramp_up,
         );
-        sleep(schedule.ramp_up + schedule.lead_in).await;
+        let mut history = vec![(log.now(), 0)];
+        self.watch(&engine, schedule.ramp_up + schedule.lead_in, &mut history)
+            .await;
         let from = log.now();
-        sleep(schedule.middle).await;
+        self.watch(&engine, schedule.middle, &mut history).await;
         let during = Span {
             from,
             to: log.now(),
         };
         let takes_places = attack.takes == Takes::Places;
         if takes_places {
-            sleep(schedule.settle).await;
+            self.watch(&engine, schedule.settle, &mut history).await;
         }
         let counts = engine.census().await;
         let mut displaced = None;
@@ -194,7 +219,8 @@ impl Run {
             if rest >= places {
                 let ramp_up = schedule.wave / 8;
                 let newcomers = wave::start(&self.target, &plan, number, places, ramp_up);
-                displaced = Some(self.watch_wave(&engine, connections).await);
+                let left = self.watch_wave(&engine, connections, &mut history).await;
+                displaced = Some(left);
                 newcomers.stop().await;
             }
         }
@@ -203,21 +229,64 @@ impl Run {
             holding: counts.holding,
             ..engine.stop().await
         };
+        history.push((log.now(), 0));
         let seen = Seen {
             connections,
             counts,
             displaced,
+            history,
         };
         (seen, during)
     }
 
+    /// Waits for `time`, and writes the number of connected attackers into `history`.
+    async fn watch(&self, engine: &Engine, time: Duration, history: &mut Vec<(Duration, usize)>) {
+        let ends = Instant::now() + time;
+        while Instant::now() < ends {
+            sleep_until(ends.min(Instant::now() + HISTORY_INTERVAL)).await;
+            history.push((self.honest.log().now(), engine.counts().alive));
+        }
+    }
+
+    /// Returns the round over time, which began at `from` and ends now.
+    pub(super) fn series(
+        &self,
+        from: Duration,
+        attack: Span,
+        attackers: &[(Duration, usize)],
+        memory: &[(Duration, u64)],
+    ) -> Series {
+        let log = self.honest.log();
+        let round = Span {
+            from,
+            to: log.now(),
+        };
+        let kinds = self.honest.kinds().iter();
+        let honest = kinds.map(|kind| (log.samples(*kind, round), self.honest.interval(*kind)));
+        series::series(&series::Seen {
+            round,
+            attack,
+            honest: &honest.collect::<Vec<_>>(),
+            attackers,
+            memory,
+            patience: PATIENCE,
+        })
+    }
+
     /// Waits until newcomers have displaced the attackers, or the wave is over. Returns the number
     /// of attackers that still hold something.
-    async fn watch_wave(&self, engine: &Engine, connections: usize) -> usize {
+    async fn watch_wave(
+        &self,
+        engine: &Engine,
+        connections: usize,
+        history: &mut Vec<(Duration, usize)>,
+    ) -> usize {
         let log = self.honest.log();
         let ends = log.now() + self.schedule.wave;
         loop {
-            let left = engine.census().await.holding;
+            let counts = engine.census().await;
+            history.push((log.now(), counts.alive));
+            let left = counts.holding;
             if !is_kept(left, connections) || log.now() >= ends {
                 return left;
             }
