@@ -130,3 +130,86 @@ async fn a_machine_gets_no_further_ahead_than_one_event() {
     .await;
     assert!(engine.counts().sent < 32 << 20);
 }
+
+/// A machine that tells whether it has panicked.
+struct Watched {
+    machine: Box<dyn Machine>,
+    panics: Arc<AtomicUsize>,
+}
+
+impl Machine for Watched {
+    fn on(&mut self, event: Event<'_>, now: Duration, out: &mut Actions) {
+        self.machine.on(event, now, out);
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let panics = usize::from(std::thread::panicking());
+        self.panics.fetch_add(panics, Relaxed);
+    }
+}
+
+/// Sends random bytes and frames, some of them a reader's piece long, then closes or resets the
+/// connection.
+async fn babble(mut stream: tokio::net::TcpStream, seed: u64) -> std::io::Result<()> {
+    let mut random = seed | 1;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let mut unread = [0; 4_096];
+    for _ in 0..next() % 20 {
+        let noise: Vec<u8> = (0..next() % 5_000).map(|_| (next() >> 20) as u8).collect();
+        let cut = noise.len().min(200);
+        let (kind, flags) = (next() as u8 % 10, next() as u8 % 6);
+        let frame = crate::attacks::h2::frames::frame(kind, flags, 1, &noise[..cut]);
+        let bytes = if next() % 3 == 0 { noise } else { frame };
+        stream.write_all(&bytes).await?;
+        let _ = stream.try_read(&mut unread);
+        tokio::time::sleep(Duration::from_millis(next() % 20)).await;
+    }
+    if next() % 2 == 0 {
+        stream.set_zero_linger()?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_attack_survives_a_server_of_random_bytes_and_ends_when_it_is_stopped() {
+    let (listener, target) = listener().await;
+    let server = tokio::spawn(async move {
+        for seed in 1_u64.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(babble(stream, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        }
+    });
+    let mut plan = Plan::new("a");
+    plan.post = Some("/post".to_owned());
+    plan.large = Some("/large".to_owned());
+    plan.ends = Duration::from_millis(700);
+    let panics = Arc::new(AtomicUsize::new(0));
+    let attacks = crate::attacks::all();
+    let machines = attacks.iter().enumerate().map(|(number, attack)| {
+        let source = Source::Attacker {
+            attack: 9,
+            address: number,
+        };
+        let machine = Watched {
+            machine: (attack.make)(&plan, number),
+            panics: panics.clone(),
+        };
+        (source, Duration::ZERO, Box::new(machine) as _)
+    });
+    let engine = Engine::run(&target, plan.ends, None, machines);
+    tokio::time::sleep(plan.ends + Duration::from_millis(200)).await;
+    let counts = engine.stop().await;
+    server.abort();
+    assert_eq!(panics.load(Relaxed), 0, "{counts:?}");
+    assert!(counts.opened >= attacks.len() as u64, "{counts:?}");
+    assert!(counts.received > 10_000, "{counts:?}");
+    assert!(counts.sent < 64 << 20, "{counts:?}");
+    assert_eq!(target.sockets().0, 0);
+}

@@ -75,6 +75,18 @@ fn a_report_of_an_earlier_version_has_no_series_and_is_read() {
 }
 
 #[test]
+fn the_numbers_of_a_file_overflow_nothing() {
+    let mut odd = report();
+    odd.attacks[1].attackers.served = u64::MAX;
+    odd.attacks[1].attackers.refused = u64::MAX;
+    let text = odd.to_string();
+    assert!(
+        text.contains(", 18446744073709551615 requests served"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_report_that_is_cut_anywhere_is_an_error() {
     let json = report().to_json();
     for end in 0..json.len() {

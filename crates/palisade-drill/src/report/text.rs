@@ -90,7 +90,7 @@ fn write_attack(f: &mut fmt::Formatter<'_>, attack: &AttackReport) -> fmt::Resul
     if let Some(left) = attackers.displaced_to {
         text.push_str(&format!(", {left} left when places were short"));
     }
-    if attackers.served + attackers.refused > 0 {
+    if attackers.served > 0 || attackers.refused > 0 {
         let (served, refused) = (attackers.served, attackers.refused);
         text.push_str(&format!(", {served} requests served and {refused} not"));
     }
