@@ -186,7 +186,10 @@ impl Drill {
         self
     }
 
-    /// The seed of all that is random in the attacks. Defaults to 1.
+    /// The seed of what varies between attackers, so that a server does not hold by rules that know
+    /// their gaps and bytes: when each begins, the pauses and the padding of slow heads and bodies,
+    /// and invented identities. Attackers do the same in each drill with the same seed. With 0,
+    /// all pauses and bytes are alike. Defaults to 1.
     pub fn seed(mut self, seed: u64) -> Self {
         self.options.seed = seed;
         self

@@ -105,6 +105,7 @@ mod server;
 mod target;
 mod text;
 mod usage;
+mod variation;
 mod verdict;
 mod wave;
 mod worker;

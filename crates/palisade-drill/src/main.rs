@@ -72,7 +72,8 @@ struct Arguments {
     /// Does not run the attack of this name. May be repeated.
     #[arg(long, value_name = "ATTACK")]
     skip: Vec<String>,
-    /// The seed of all that is random.
+    /// The seed of what varies between attackers: their beginnings, pauses and padding; 0 for
+    /// nothing.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Writes the report as JSON.

@@ -21,7 +21,7 @@ pub struct Plan {
     pub headers: Vec<(String, String)>,
     /// The time from the beginning of the attack at which machines begin nothing more.
     pub ends: Duration,
-    /// The seed of all that is random in the attack.
+    /// The seed of what varies between the attackers; 0 for nothing.
     pub seed: u64,
 }
 

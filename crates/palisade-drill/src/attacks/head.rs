@@ -4,7 +4,10 @@ use super::{
     attack::{Attack, InQuick, Remedy, remedy},
     pause::reopen,
 };
-use crate::machine::{Actions, Event, Machine};
+use crate::{
+    machine::{Actions, Event, Machine},
+    variation::Variation,
+};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -27,11 +30,12 @@ pub(super) fn attacks() -> Vec<Attack> {
             name: "dripped-head",
             title: "request heads that grow by a line a second and never end",
             stopped_by: "a deadline for the whole head, not for the gap between reads",
-            make: |plan, _| {
+            make: |plan, index| {
                 Box::new(Dripped {
                     head: plan.head("GET", &plan.get).into(),
-                    drip: Bytes::from_static(b"x-drip: 1\r\n"),
+                    drip: "x-drip: 1\r\n",
                     interval: Duration::from_secs(1),
+                    variation: Variation::new(plan.seed, index),
                 })
             },
             ..base.clone()
@@ -41,13 +45,15 @@ pub(super) fn attacks() -> Vec<Attack> {
             in_quick: InQuick::Skipped("dripped-head holds the same places"),
             title: "request heads that are sent at once but for the last line",
             stopped_by: "a deadline for the whole head, not a lowest rate of bytes",
-            make: |plan, _| {
-                let mut head = plan.head("GET", &plan.get);
-                head.push_str(&format!("x-burst: {}\r\n", "b".repeat(BURST_BYTES)));
+            make: |plan, index| {
+                let mut variation = Variation::new(plan.seed, index);
+                let padding = variation.letters(&"x".repeat(BURST_BYTES));
+                let head = plan.head("GET", &plan.get);
                 Box::new(Dripped {
-                    head: head.into(),
-                    drip: Bytes::new(),
+                    head: format!("{head}x-burst: {padding}\r\n").into(),
+                    drip: "",
                     interval: Duration::MAX,
+                    variation,
                 })
             },
             ..base.clone()
@@ -57,11 +63,12 @@ pub(super) fn attacks() -> Vec<Attack> {
             in_quick: InQuick::Skipped("it differs from dripped-head after 3 s only"),
             title: "request heads of which one byte arrives every 2.9 seconds",
             stopped_by: "a deadline for the whole head that no byte extends",
-            make: |_, _| {
+            make: |plan, index| {
                 Box::new(Dripped {
                     head: Bytes::from_static(b"G"),
-                    drip: Bytes::from_static(b"E"),
+                    drip: "E",
                     interval: Duration::from_millis(2_900),
+                    variation: Variation::new(plan.seed, index),
                 })
             },
             ..base
@@ -72,24 +79,25 @@ pub(super) fn attacks() -> Vec<Attack> {
 /// The size of the burst, well within the limits that servers have for a head.
 const BURST_BYTES: usize = 2_000;
 
-/// Sends `head` at once, then `drip` at each interval.
+/// Sends `head` at once, then `drip` at each interval, or a little earlier.
 struct Dripped {
     head: Bytes,
-    drip: Bytes,
+    drip: &'static str,
     interval: Duration,
+    variation: Variation,
 }
 
 impl Machine for Dripped {
     fn on(&mut self, event: Event<'_>, now: Duration, out: &mut Actions) {
         match event {
             Event::Opened => out.send(self.head.clone()),
-            Event::Woken => out.send(self.drip.clone()),
+            Event::Woken => out.send(self.variation.letters(self.drip)),
             Event::Closed => return reopen(now, out),
             // An answer, a 408 perhaps. The server closes the connection, or the drip goes on.
             Event::Received(_) => return,
         }
         if !self.drip.is_empty() {
-            out.wake_at(now + self.interval);
+            out.wake_at(now + self.variation.pause(self.interval));
         }
     }
 }
@@ -122,7 +130,7 @@ mod tests {
     fn a_burst_is_all_but_the_last_line() {
         let sent = sent("head-burst-then-silence", 60);
         assert_eq!(sent.len(), 1);
-        assert!(sent[0].1.len() > BURST_BYTES && sent[0].1.ends_with(b"b\r\n"));
+        assert!(sent[0].1.len() > BURST_BYTES && sent[0].1.ends_with(b"x\r\n"));
         assert!(!sent[0].1.ends_with(b"\r\n\r\n"));
     }
 

@@ -6,6 +6,7 @@ use crate::{
     attacks::{Addresses, Attack, Plan},
     bounds::{MAX_ATTACK_BYTES, MAX_ATTACK_TIME, MAX_CONNECTIONS, MAX_OPENED},
     target::{Source, Target},
+    variation::Variation,
 };
 use std::{
     sync::{
@@ -73,10 +74,16 @@ pub(crate) struct Counts {
     pub(crate) passed: usize,
 }
 
+/// Returns when the attacker `index` of `connections` begins: at some time within its turn.
+fn begins(seed: u64, index: usize, connections: usize, ramp_up: Duration) -> Duration {
+    let turn = index as f64 + Variation::new(seed, index).part();
+    ramp_up.mul_f64(turn / connections as f64)
+}
+
 // === Engine ===
 
 impl Engine {
-    /// Starts `connections` machines of `attack`, evenly within `ramp_up`. `number` is that of the
+    /// Starts `connections` machines of `attack` within `ramp_up`, one after the other. `number` is that of the
     /// attack in the drill, which decides its addresses.
     pub(crate) fn start(
         target: &Target,
@@ -103,7 +110,7 @@ impl Engine {
             plan.ends,
             attack.receive_buffer,
             (0..connections).map(|index| {
-                let starts = ramp_up.mul_f64(index as f64 / connections as f64);
+                let starts = begins(plan.seed, index, connections, ramp_up);
                 (sources(index), starts, (attack.make)(plan, index))
             }),
         )

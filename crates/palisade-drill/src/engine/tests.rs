@@ -53,6 +53,15 @@ impl Machine for Paused {
     }
 }
 
+#[test]
+fn attackers_begin_in_turn_at_instants_that_the_seed_decides() {
+    let second = Duration::from_secs(1);
+    let all = |seed| (0..100).map(move |index| begins(seed, index, 100, second));
+    assert!(all(0).eq((0..100).map(|index| Duration::from_millis(10) * index)));
+    assert!(all(5).eq(all(5)) && !all(5).eq(all(6)));
+    assert!(all(5).is_sorted() && all(5).all(|begins| begins < second));
+}
+
 #[tokio::test]
 async fn bytes_go_both_ways_and_a_closed_connection_is_not_alive() {
     let (listener, target) = listener().await;

@@ -13,6 +13,7 @@ use crate::{
     report::{AttackReport, AttackersReport},
     sample::Span,
     series::{self, Series},
+    variation,
     verdict::{Answers, Attackers, Evidence, Honest, MAX_RECOVERY, is_kept, judge},
     wave,
 };
@@ -62,7 +63,8 @@ impl Run {
     /// Lets clients that return come for the first time.
     pub(super) async fn first_visit(&mut self, attack: &Attack, number: u8) {
         let schedule = self.schedule.of(attack);
-        let plan = plan(&self.target, &self.options, &schedule);
+        let mut plan = plan(&self.target, &self.options, &schedule);
+        plan.seed = variation::of_attack(plan.seed, number);
         let clients = self.wanted(attack).min(self.max_attackers);
         let ramp_up = schedule.ramp_up;
         let engine = Engine::start(&self.target, attack, &plan, number, clients, ramp_up);
@@ -184,7 +186,8 @@ impl Run {
     async fn run_attackers(&self, attack: &Attack, number: u8) -> (Seen, Span) {
         let schedule = &self.schedule.of(attack);
         let log = self.honest.log();
-        let plan = plan(&self.target, &self.options, schedule);
+        let mut plan = plan(&self.target, &self.options, schedule);
+        plan.seed = variation::of_attack(plan.seed, number);
         let connections = self.wanted(attack).min(self.max_attackers);
         let engine = Engine::start(
             &self.target,
