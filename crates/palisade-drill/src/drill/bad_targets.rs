@@ -1,12 +1,26 @@
 //! Targets that are no servers, or no honest ones: one sentence that says what to do, no verdict
 //! that was not earned.
 
-use crate::{Drill, DrillError, Verdict};
-use std::time::Duration;
+use crate::{Drill, DrillError, Kind, Verdict};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{ConnectInfo, Request},
+    http::Method,
+    middleware::{self, Next},
+    routing::get,
+    serve::ListenerExt,
+};
+use std::{
+    collections::{HashSet, VecDeque},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -77,6 +91,12 @@ async fn a_target_that_speaks_http2_alone_is_named_so() {
 #[tokio::test]
 async fn a_target_that_closes_or_says_nothing_is_named_so() {
     let text = refusal(server(|_| async { Ok(()) })).await;
+    assert!(
+        text.contains("it closes the connection without an answer"),
+        "{text}"
+    );
+    let resets = server(|stream: TcpStream| async move { stream.set_zero_linger() });
+    let text = refusal(resets).await;
     assert!(
         text.contains("it closes the connection without an answer"),
         "{text}"
@@ -248,4 +268,71 @@ async fn honest_requests_carry_the_headers_that_were_set() {
         .only("silent");
     let report = drill.run().await.unwrap();
     assert!(report.attacks[0].honest[0].before.served > 0, "{report}");
+}
+
+/// Tells an attack by its connections.
+#[derive(Default)]
+struct Rush {
+    /// When the connections of the last quarter of a second came.
+    accepted: VecDeque<Instant>,
+    seen: Option<Instant>,
+}
+
+impl Rush {
+    fn accept(&mut self) {
+        let now = Instant::now();
+        let is_old = |at: &mut Instant| now > *at + Duration::from_millis(250);
+        while self.accepted.pop_front_if(is_old).is_some() {}
+        self.accepted.push_back(now);
+        if self.accepted.len() > 30 {
+            self.seen = Some(now);
+        }
+    }
+
+    fn is_on(&self) -> bool {
+        self.seen
+            .is_some_and(|at| at.elapsed() < Duration::from_millis(200))
+    }
+}
+
+/// Serves the first GET of each connection by a fast path, which is what most probes send, and lets
+/// all other requests wait while there is an attack.
+async fn fast_path(listener: TcpListener) {
+    let rush = Arc::new(Mutex::new(Rush::default()));
+    let (accepting, first) = (rush.clone(), Arc::new(Mutex::new(HashSet::new())));
+    let listener = listener.tap_io(move |_| accepting.lock().unwrap().accept());
+    let starve = move |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next| {
+        let is_probe = first.lock().unwrap().insert(peer) && request.method() == Method::GET;
+        let rush = rush.clone();
+        async move {
+            while !is_probe && rush.lock().unwrap().is_on() {
+                sleep(Duration::from_millis(20)).await;
+            }
+            next.run(request).await
+        }
+    };
+    let app = Router::new().route("/", get(async || "ok").post(async |_: Bytes| "read"));
+    let app = app.layer(middleware::from_fn(starve));
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    let _ = axum::serve(listener, app).await;
+}
+
+#[tokio::test]
+async fn a_fast_path_for_probes_deceives_one_kind_of_honest_client_and_not_the_others() {
+    let _turn = super::tests::TURNS.acquire().await;
+    let drill = || Drill::serving(fast_path).post("/");
+    let Some(report) = super::tests::until_judged("churn", drill).await else {
+        return;
+    };
+    let attack = report.attack("churn").unwrap();
+    let verdicts = [Verdict::Harmed, Verdict::Down];
+    assert!(verdicts.contains(&attack.verdict), "{report}");
+    let share = |kind| {
+        let honest = attack.honest.iter().find(|honest| honest.kind == kind);
+        honest.unwrap().during.served_share
+    };
+    assert!(share(Kind::NewConnection) > 0.9, "{report}");
+    for kind in [Kind::KeepAlive, Kind::SmallPost] {
+        assert!(share(kind) < 0.5, "{kind}: {report}");
+    }
 }
