@@ -30,6 +30,10 @@
 //! | down | honest clients are served less than half of the time, or not within 5 s afterwards |
 //! | inconclusive | nothing can be said, for the reason that is given |
 //!
+//! A drill is *inconclusive* if its own clock was late, if too few requests were answered before the
+//! attack, or if honest clients were harmed while other processes took a quarter of the processor
+//! or more and left next to none of it idle (on Linux, where that is known).
+//!
 //! The grade is A if every attack was held, B if honest clients were unharmed throughout, C if some
 //! were harmed, F if the server was down.
 //!
@@ -97,6 +101,7 @@ pub mod machine;
 mod options;
 mod overload;
 mod plan;
+mod processor;
 mod report;
 mod run;
 mod sample;
@@ -115,6 +120,7 @@ pub use error::{ConfigFault, DrillError};
 pub use figures::Figures;
 pub use grade::{Grade, Verdict};
 pub use overload::Overload;
+pub use processor::Processor;
 pub use report::{
     AttackReport, AttackersReport, Change, Comparison, Report, ReportError, SCHEMA, Skipped,
 };

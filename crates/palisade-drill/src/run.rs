@@ -8,7 +8,7 @@ mod schedule;
 use crate::{
     attacks::{self, Attack, InQuick, Needs, Plan, Protocol},
     bounds::{MAX_ATTACK_TIME, MAX_RUN_TIME},
-    child::{Child, Limits, NO_GROUP},
+    child::{Child, Limits, NO_GROUP, tree},
     error::DrillError,
     files,
     grade::Verdict,
@@ -26,7 +26,7 @@ use crate::{
     worker::Worker,
 };
 use bytes::Bytes;
-use confirm::confirm;
+use confirm::{confirm, unless_crowded};
 use http::{HeaderMap, Method, Request};
 use http_body_util::Full;
 use schedule::Schedule;
@@ -52,6 +52,8 @@ struct Run {
     max_attackers: usize,
     /// When clients that return came for the first time.
     visited: Option<Instant>,
+    /// The first processes of the server, if it is not in this one; `None` if they are not known.
+    roots: Option<Vec<u32>>,
 }
 
 /// Runs the drill in the thread of the engine.
@@ -109,6 +111,13 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
     let (steady, cautions) = openings::learn(&target, &plan, &options.open, h2.is_some()).await?;
     report.cautions.extend(cautions);
     let honest = HonestClients::start(&target, routes, steady, epoch)?;
+    let roots = match (&server, &child) {
+        (Some(_), _) => Some(Vec::new()),
+        (None, Some(child)) => Some(vec![child.pid()]),
+        (None, None) => owner::inode(target.addr())
+            .map(tree::with_socket)
+            .filter(|roots| !roots.is_empty()),
+    };
     let mut run = Run {
         target,
         options,
@@ -118,6 +127,7 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         child,
         max_attackers,
         visited: None,
+        roots,
     };
     let returning = attacks::all().into_iter().enumerate();
     for (number, attack) in returning.filter(|(_, attack)| attack.times.returns.is_some()) {
@@ -298,9 +308,10 @@ impl Run {
             Verdict::Down => true,
         };
         if is_sure || is_long || self.has_ended() || self.target.check().is_err() {
-            return first;
+            return unless_crowded(first, None);
         }
+        let processor = first.processor;
         let second = self.round(attack, number).await;
-        confirm(&first, second)
+        unless_crowded(confirm(&first, second), processor)
     }
 }

@@ -337,3 +337,54 @@ async fn an_overload_is_held_by_a_server_that_refuses_and_not_by_one_that_lets_a
     let waits = verdict("/work").await;
     assert!([Verdict::Harmed, Verdict::Down, Verdict::Inconclusive].contains(&waits));
 }
+
+/// For another test, which starts it in child processes. Keeps a core busy for a minute.
+#[test]
+fn the_busy_process_of_another_test() {
+    if std::env::var_os("DRILL_TEST_SPINS").is_none() {
+        return;
+    }
+    let until = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+}
+
+/// Child processes that end with their handle.
+struct Busy(Vec<std::process::Child>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn beside_another_process_on_every_core_a_drill_is_held_or_says_nothing() {
+    if !is_long() {
+        return;
+    }
+    let _turn = crate::drill::tests::TURNS.acquire().await;
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let busy = (0..cores).map(|_| {
+        let mut command = command("child::tests::the_busy_process_of_another_test");
+        command.env("DRILL_TEST_SPINS", "yes").spawn().unwrap()
+    });
+    let busy = Busy(busy.collect());
+    let drill = Drill::child(server()).rehearse().quick();
+    let report = drill.only("silent").only("churn").run().await.unwrap();
+    drop(busy);
+    println!("{report}");
+    for attack in &report.attacks {
+        let verdicts = [Verdict::Held, Verdict::Inconclusive];
+        assert!(verdicts.contains(&attack.verdict), "{report}");
+        // They took what two processes on each core can take, or most of it.
+        let processor = attack.processor.unwrap();
+        assert!(processor.others > 0.4, "{processor:?}");
+        assert!(processor.idle < 0.2, "{processor:?}");
+    }
+}

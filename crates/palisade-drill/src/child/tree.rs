@@ -12,7 +12,7 @@ pub(crate) struct Member {
     /// In ticks since the system began.
     started: u64,
     /// The processor time of the process, and of its children that have ended, in ticks.
-    ticks: u64,
+    pub(crate) ticks: u64,
     /// The memory in pages.
     pages: u64,
 }
@@ -75,6 +75,20 @@ fn members_in(proc: &Path, root: u32) -> Vec<Member> {
     members
 }
 
+/// Returns the process `pid`.
+pub(crate) fn member(pid: u32) -> Option<Member> {
+    parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Returns the processes that have the socket of this inode, as far as they can be looked at.
+pub(crate) fn with_socket(inode: u64) -> Vec<u32> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let members = pids.filter_map(member);
+    let members = members.filter(|member| has_socket(std::slice::from_ref(member), inode));
+    members.map(|member| member.pid).collect()
+}
+
 /// Returns whether one of `members` has the socket of this inode.
 pub(crate) fn has_socket(members: &[Member], inode: u64) -> bool {
     let link = format!("socket:[{inode}]");
@@ -114,9 +128,7 @@ pub(super) fn end_group(_: u32) {}
 
 /// Returns whether this process is there, and not a later one with the same pid.
 pub(super) fn runs(member: &Member) -> bool {
-    let now = fs::read_to_string(format!("/proc/{}/stat", member.pid)).ok();
-    now.and_then(|stat| parse(&stat))
-        .is_some_and(|now| now.started == member.started)
+    self::member(member.pid).is_some_and(|now| now.started == member.started)
 }
 
 /// Ends all `members` but `root`, which its handle ends.
@@ -215,6 +227,16 @@ mod tests {
         let found = [pids(10), pids(20), pids(99)];
         fs::remove_dir_all(&proc).unwrap();
         assert_eq!(found, [vec![10, 11, 12, 14], vec![20], vec![]]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_process_of_a_listener_is_found_by_its_socket() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let inode = crate::target::owner::inode(addr).unwrap();
+        assert!(with_socket(inode).contains(&std::process::id()));
+        assert!(with_socket(u64::MAX).is_empty());
     }
 
     #[cfg(target_os = "linux")]

@@ -16,6 +16,7 @@ use crate::{
     attacks::{Attack, Remedy},
     grade::{Grade, Verdict},
     overload::Overload,
+    processor::Processor,
     series::Series,
     usage::ServerUsage,
     verdict::Honest,
@@ -87,6 +88,9 @@ pub struct AttackReport {
     /// What requests beyond the capacity were answered, if that was the attack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overload: Option<Overload>,
+    /// How the processor was used; `None` if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<Processor>,
     /// The round over time; `None` in the report of an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub series: Option<Series>,
@@ -219,6 +223,7 @@ impl AttackReport {
             attackers: AttackersReport::default(),
             server: None,
             overload: None,
+            processor: None,
             series: None,
             stopped_by: attack.stopped_by.to_owned(),
             remedies: attack.remedies.iter().map(remedy).collect(),

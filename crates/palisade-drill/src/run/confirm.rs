@@ -1,6 +1,12 @@
 //! The verdict on an attack of two rounds. Pure.
 
-use crate::{grade::Verdict, report::AttackReport, text::printable, verdict::is_harmed};
+use crate::{
+    grade::{Verdict, percent},
+    processor::Processor,
+    report::AttackReport,
+    text::printable,
+    verdict::is_harmed,
+};
 
 /// Returns the result of an attack with two rounds.
 ///
@@ -38,6 +44,23 @@ pub(super) fn confirm(first: &AttackReport, mut second: AttackReport) -> AttackR
         second.verdict = Verdict::Kept;
     }
     second
+}
+
+/// Returns `report`, which says nothing of harm if other processes took the processor in its round
+/// or in the `first` one. What is held is held in spite of them, and they end no server.
+pub(super) fn unless_crowded(mut report: AttackReport, first: Option<Processor>) -> AttackReport {
+    let rounds = [report.processor, first].into_iter().flatten();
+    if report.verdict == Verdict::Harmed
+        && let Some(processor) = rounds.into_iter().find(Processor::is_crowded)
+    {
+        report.reason = format!(
+            "other processes took {} of the processor: {}",
+            percent(processor.others),
+            printable(&report.reason)
+        );
+        report.verdict = Verdict::Inconclusive;
+    }
+    report
 }
 
 fn harmed_once(reason: &str) -> String {
@@ -150,5 +173,32 @@ mod tests {
             reason.starts_with("a reason; each of two rounds"),
             "{reason}"
         );
+    }
+
+    #[test]
+    fn harm_beside_processes_that_take_the_processor_says_nothing() {
+        let processor = |others, idle| {
+            let mut processor = Processor::default();
+            (processor.others, processor.idle) = (others, idle);
+            Some(processor)
+        };
+        let (crowded, quiet) = (processor(0.5, 0.01), processor(0.5, 0.4));
+        let result = |verdict, second, first| {
+            let mut second_round = round(verdict, &[]);
+            second_round.processor = second;
+            unless_crowded(second_round, first)
+        };
+        for (second, first) in [(crowded, None), (crowded, quiet), (quiet, crowded)] {
+            let result = result(Verdict::Harmed, second, first);
+            assert_eq!(result.verdict, Verdict::Inconclusive);
+            let reason = format!("other processes took 50.0 % of the processor: {REASON}");
+            assert_eq!(result.reason, reason);
+        }
+        let harmed = result(Verdict::Harmed, quiet, None);
+        assert_eq!((harmed.verdict, &*harmed.reason), (Verdict::Harmed, REASON));
+        for verdict in [Verdict::Held, Verdict::Kept, Verdict::Down] {
+            let result = result(verdict, crowded, crowded);
+            assert_eq!((result.verdict, &*result.reason), (verdict, REASON));
+        }
     }
 }

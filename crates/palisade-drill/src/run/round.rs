@@ -10,6 +10,7 @@ use crate::{
     grade::Verdict,
     honest::pace,
     options::more_than,
+    processor::Reading,
     report::{AttackReport, AttackersReport},
     sample::Span,
     series::{self, Series},
@@ -88,6 +89,7 @@ impl Run {
         self.wait_for_return(attack).await;
         log.forget(log.now());
         let from = log.now();
+        let reading = self.processor();
         sleep(schedule.before).await;
         let before = Span {
             from,
@@ -105,6 +107,8 @@ impl Run {
             from: began,
             to: log.now(),
         };
+        let processor = self.processor();
+        let processor = processor.zip(reading);
         let recovery = self.recover().await;
         let exit = self.child.as_mut().and_then(Child::ended);
         let group = self.child.as_ref().and_then(Child::group);
@@ -136,6 +140,7 @@ impl Run {
         let (verdict, reason) = judge(&evidence);
         let mut report = AttackReport::new(attack);
         report.verdict = verdict;
+        report.processor = processor.and_then(|(now, before)| now.since(&before));
         report.lateness_ms = milliseconds(lateness);
         report.reason = match (at_limit, exit) {
             (Some(at_limit), _) => at_limit,
@@ -240,6 +245,11 @@ impl Run {
             history,
         };
         (seen, during)
+    }
+
+    /// Returns the counters of the processor, if the processes of the server are known.
+    fn processor(&self) -> Option<Reading> {
+        self.roots.as_deref().and_then(Reading::take)
     }
 
     /// Waits for `time`, and writes the number of connected attackers into `history`.
