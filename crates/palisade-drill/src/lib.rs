@@ -30,9 +30,9 @@
 //! | down | honest clients are served less than half of the time, or not within 5 s afterwards |
 //! | inconclusive | nothing can be said, for the reason that is given |
 //!
-//! A drill is *inconclusive* if its own clock was late, if too few requests were answered before the
-//! attack, or if honest clients were harmed while other processes took a quarter of the processor
-//! or more and left next to none of it idle (on Linux, where that is known).
+//! A drill is *inconclusive* if its own clock was late, if too few requests were answered before
+//! the attack, or if honest clients were harmed while other processes took a quarter of the
+//! processor or more and left less than a fifth of it idle (on Linux, where that is known).
 //!
 //! The grade is A if every attack was held, B if honest clients were unharmed throughout, C if some
 //! were harmed, F if the server was down.

@@ -83,8 +83,8 @@ fn begins(seed: u64, index: usize, connections: usize, ramp_up: Duration) -> Dur
 // === Engine ===
 
 impl Engine {
-    /// Starts `connections` machines of `attack` within `ramp_up`, one after the other. `number` is that of the
-    /// attack in the drill, which decides its addresses.
+    /// Starts `connections` machines of `attack` within `ramp_up`, one after the other. `number` is
+    /// that of the attack in the drill, which decides its addresses.
     pub(crate) fn start(
         target: &Target,
         attack: &Attack,

@@ -18,7 +18,7 @@ impl Report {
     /// # async fn main() -> Result<(), palisade_drill::DrillError> {
     /// let report = Drill::serving(serve).only("churn").quick().run().await?;
     /// let markdown = report.to_markdown();
-    /// assert!(markdown.starts_with("## Drill: grade "));
+    /// assert!(markdown.starts_with("## Drill: "));
     /// # Ok(())
     /// # }
     /// ```
