@@ -32,7 +32,8 @@
 //!
 //! A drill is *inconclusive* if its own clock was late, if too few requests were answered before
 //! the attack, or if honest clients were harmed while other processes took a quarter of the
-//! processor or more and left less than a fifth of it idle (on Linux, where that is known).
+//! processor or more and left less than a fifth of it idle (on Linux, where that is known). A kind
+//! of client that was served less than half of the time was harmed in any case.
 //!
 //! The grade is A if every attack was held, B if honest clients were unharmed throughout, C if some
 //! were harmed, F if the server was down.

@@ -1,7 +1,7 @@
 //! The verdict on an attack of two rounds. Pure.
 
 use crate::{
-    grade::{Verdict, percent},
+    grade::{DOWN_SHARE, Verdict, percent},
     processor::Processor,
     report::AttackReport,
     text::printable,
@@ -47,10 +47,14 @@ pub(super) fn confirm(first: &AttackReport, mut second: AttackReport) -> AttackR
 }
 
 /// Returns `report`, which says nothing of harm if other processes took the processor in its round
-/// or in the `first` one. What is held is held in spite of them, and they end no server.
+/// or in the `first` one. What is held is held in spite of them. They make a server slow, and do
+/// not take more than half of the time of a kind of client.
 pub(super) fn unless_crowded(mut report: AttackReport, first: Option<Processor>) -> AttackReport {
+    let mut kinds = report.honest.iter();
+    let is_certain = kinds.any(|honest| honest.during.served_share < DOWN_SHARE);
     let rounds = [report.processor, first].into_iter().flatten();
     if report.verdict == Verdict::Harmed
+        && !is_certain
         && let Some(processor) = rounds.into_iter().find(Processor::is_crowded)
     {
         report.reason = format!(
@@ -194,6 +198,10 @@ mod tests {
             let reason = format!("other processes took 50.0 % of the processor: {REASON}");
             assert_eq!(result.reason, reason);
         }
+        let mut starved = round(Verdict::Harmed, &[]);
+        starved.processor = crowded;
+        starved.honest[1].during.served_share = 0.4;
+        assert_eq!(unless_crowded(starved, crowded).verdict, Verdict::Harmed);
         let harmed = result(Verdict::Harmed, quiet, None);
         assert_eq!((harmed.verdict, &*harmed.reason), (Verdict::Harmed, REASON));
         for verdict in [Verdict::Held, Verdict::Kept, Verdict::Down] {
