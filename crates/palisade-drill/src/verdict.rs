@@ -86,16 +86,32 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> (Verdict, String) {
     if let Some(reason) = unfit(evidence) {
         return (Verdict::Inconclusive, reason);
     }
-    let share = overall(evidence.honest);
-    if share < DOWN_SHARE {
-        let reason = format!("served {} of the time", percent(share));
-        return (Verdict::Down, reason);
+    let (honest, little): (Vec<_>, Vec<_>) = evidence
+        .honest
+        .iter()
+        .partition(|honest| is_judged(honest, evidence.during));
+    if let Some(share) = overall(honest.iter().copied())
+        && share < DOWN_SHARE
+    {
+        return (
+            Verdict::Down,
+            format!("served {} of the time", percent(share)),
+        );
+    }
+    let harms: Vec<_> = honest.into_iter().filter_map(harm).collect();
+    // One kind that says nothing excuses no harm of another.
+    if harms.is_empty()
+        && let Some(honest) = little.first()
+    {
+        let (kind, judged) = (honest.kind, honest.during.seconds);
+        let seconds = evidence.during.length().as_secs_f64();
+        let reason = format!("{kind}: {judged:.1} s of {seconds:.1} s can be judged");
+        return (Verdict::Inconclusive, reason);
     }
     if evidence.recovery.is_none() {
         let reason = format!("not back within {} s", MAX_RECOVERY.as_secs());
         return (Verdict::Down, reason);
     }
-    let harms: Vec<_> = evidence.honest.iter().filter_map(harm).collect();
     if !harms.is_empty() {
         return (Verdict::Harmed, harms.join("; "));
     }
@@ -116,12 +132,7 @@ fn unfit(evidence: &Evidence<'_>) -> Option<String> {
     if evidence.honest.is_empty() {
         return Some("there were no honest clients".to_owned());
     }
-    for Honest {
-        kind,
-        before,
-        during,
-    } in evidence.honest
-    {
+    for Honest { kind, before, .. } in evidence.honest {
         if before.sent < kind.least_samples() {
             return Some(format!(
                 "{kind}: {} requests before the attack",
@@ -137,27 +148,26 @@ fn unfit(evidence: &Evidence<'_>) -> Option<String> {
         if let Some(p99) = before.p99_ms.filter(|p99| *p99 > MAX_P99_BEFORE_MS) {
             return Some(format!("{kind}: p99 {p99:.0} ms before the attack"));
         }
-        // A request that hangs accounts for all its time, so that only a client without turns has
-        // too little of it.
-        let seconds = evidence.during.length().as_secs_f64();
-        if during.seconds < MIN_JUDGED_SHARE * seconds {
-            let judged = during.seconds;
-            return Some(format!(
-                "{kind}: {judged:.1} s of {seconds:.1} s can be judged"
-            ));
-        }
     }
     let attackers = &evidence.attackers;
     let is_honest = matches!(attackers.answers, Some(Answers::ToHonestClients { .. }));
     let has_reached_nothing = attackers.connections > 0 && attackers.opened == 0 && !is_honest;
-    (has_reached_nothing && overall(evidence.honest) >= HELD_SHARE)
-        .then(|| "no attacker got a connection".to_owned())
+    let are_served = overall(evidence.honest).is_none_or(|share| share >= HELD_SHARE);
+    (has_reached_nothing && are_served).then(|| "no attacker got a connection".to_owned())
 }
 
-/// Returns the part of the time in which all kinds together were served.
-fn overall(honest: &[Honest]) -> f64 {
-    let shares = honest.iter().map(|honest| honest.during.served_share);
-    shares.sum::<f64>() / honest.len().max(1) as f64
+/// Returns whether the requests of one kind account for enough of the time. One that hangs accounts
+/// for all its time, so that only a client without turns, or one that is refused at once, has too
+/// little of it.
+fn is_judged(honest: &Honest, during: Span) -> bool {
+    honest.during.seconds >= MIN_JUDGED_SHARE * during.length().as_secs_f64()
+}
+
+/// Returns the part of the time in which all kinds together were served, if there are any.
+fn overall<'a>(honest: impl IntoIterator<Item = &'a Honest>) -> Option<f64> {
+    let shares = honest.into_iter().map(|honest| honest.during.served_share);
+    let shares: Vec<_> = shares.collect();
+    (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
 }
 
 /// Returns whether one kind of client was harmed.

@@ -142,6 +142,18 @@ fn a_busy_machine_a_bad_start_and_too_few_requests_are_inconclusive() {
         judge(&evidence(&few)).1,
         "keep-alive: 2.0 s of 5.0 s can be judged"
     );
+    // Harm of another kind counts all the same.
+    few[0].during = figures(0.6, 3.0);
+    let (verdict, reason) = judge(&evidence(&few));
+    assert_eq!(verdict, Verdict::Harmed);
+    assert!(
+        reason.starts_with("new connection: served 60.0 %"),
+        "{reason}"
+    );
+    few[0].during = figures(0.4, 3.0);
+    assert_eq!(judge(&evidence(&few)).0, Verdict::Down);
+    few[0].during = few[1].during.clone();
+    assert_eq!(judge(&evidence(&few)).0, Verdict::Inconclusive);
     assert_eq!(judge(&evidence(&[])).0, Verdict::Inconclusive);
 }
 
