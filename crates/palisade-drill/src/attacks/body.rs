@@ -23,11 +23,11 @@ const REMEDIES: &[Remedy] = &[
     ),
     remedy(
         "nginx",
-        "client_body_timeout 10s, proxy_request_buffering on",
+        "client_body_timeout 10s, which is a gap, and worker_connections to spare",
     ),
     remedy(
         "HAProxy",
-        "option http-buffer-request and timeout http-request 10s",
+        "option http-buffer-request, timeout http-request 10s, and maxconn to spare",
     ),
 ];
 

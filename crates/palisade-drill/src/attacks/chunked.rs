@@ -31,8 +31,11 @@ pub(super) fn attacks() -> Vec<Attack> {
                 &[
                     remedy("palisade", "ConnGuard: header_timeout and max_connections"),
                     remedy("hyper", "http1::Builder::timer and header_read_timeout"),
-                    remedy("nginx", "client_header_timeout 5s"),
-                    remedy("HAProxy", "timeout http-request 5s"),
+                    remedy(
+                        "nginx",
+                        "client_header_timeout 5s, and worker_connections to spare",
+                    ),
+                    remedy("HAProxy", "timeout http-request 5s, and maxconn to spare"),
                 ]
             },
             make: |plan, _| Box::new(Later::new(plan)),

@@ -14,7 +14,10 @@ const REMEDIES: &[Remedy] = &[
         "axum",
         "tower_governor, and tower's load_shed outside a concurrency limit",
     ),
-    remedy("nginx", "limit_req by $binary_remote_addr"),
+    remedy(
+        "nginx",
+        "limit_req by $binary_remote_addr, which return passes by",
+    ),
     remedy("HAProxy", "stick-table http_req_rate and http-request deny"),
 ];
 

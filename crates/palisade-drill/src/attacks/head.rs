@@ -14,8 +14,11 @@ use std::time::Duration;
 const REMEDIES: &[Remedy] = &[
     remedy("palisade", "ConnGuard: header_timeout and max_connections"),
     remedy("hyper", "http1::Builder::timer and header_read_timeout"),
-    remedy("nginx", "client_header_timeout 5s"),
-    remedy("HAProxy", "timeout http-request 5s"),
+    remedy(
+        "nginx",
+        "client_header_timeout 5s, and worker_connections to spare",
+    ),
+    remedy("HAProxy", "timeout http-request 5s, and maxconn to spare"),
 ];
 
 pub(super) fn attacks() -> Vec<Attack> {

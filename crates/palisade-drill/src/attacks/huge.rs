@@ -36,7 +36,10 @@ pub(super) fn attacks() -> Vec<Attack> {
                         "axum",
                         "DefaultBodyLimit, or tower-http's RequestBodyLimitLayer",
                     ),
-                    remedy("nginx", "client_max_body_size 1m"),
+                    remedy(
+                        "nginx",
+                        "client_max_body_size 1m, lingering_time 2s, and worker_connections to spare",
+                    ),
                     remedy(
                         "HAProxy",
                         "http-request deny deny_status 413 if { req.body_size gt 1048576 }",

@@ -26,8 +26,11 @@ pub(super) fn attacks() -> Vec<Attack> {
             &[
                 remedy("palisade", "ConnGuard: write_timeout and max_connections"),
                 remedy("hyper", "none: wrap the socket with a write timeout"),
-                remedy("nginx", "send_timeout 10s, reset_timedout_connection on"),
-                remedy("HAProxy", "timeout client 10s"),
+                remedy(
+                    "nginx",
+                    "send_timeout 10s, reset_timedout_connection on, and worker_connections to spare",
+                ),
+                remedy("HAProxy", "timeout client 10s, and maxconn to spare"),
             ]
         },
         ..Attack::BASE

@@ -28,7 +28,7 @@ pub(super) fn attacks() -> Vec<Attack> {
                     ),
                     remedy("hyper", "http1::Builder::timer and header_read_timeout"),
                     remedy("nginx", "client_header_timeout 5s"),
-                    remedy("HAProxy", "timeout http-request 5s"),
+                    remedy("HAProxy", "timeout http-request 5s, and maxconn to spare"),
                 ]
             },
             make: |_, _| Box::new(Silent { request: None }),
@@ -49,7 +49,10 @@ pub(super) fn attacks() -> Vec<Attack> {
                         "none for HTTP/1: close the connection after a time of its own",
                     ),
                     remedy("nginx", "keepalive_timeout 10s"),
-                    remedy("HAProxy", "timeout http-keep-alive 10s"),
+                    remedy(
+                        "HAProxy",
+                        "timeout http-keep-alive 1s, and maxconn to spare",
+                    ),
                 ]
             },
             make: |plan, _| {
@@ -69,7 +72,10 @@ pub(super) fn attacks() -> Vec<Attack> {
                 &[
                     remedy("palisade", "ConnGuard: idle_timeout and max_connections"),
                     remedy("nginx", "keepalive_timeout 10s"),
-                    remedy("HAProxy", "timeout http-keep-alive 10s"),
+                    remedy(
+                        "HAProxy",
+                        "timeout http-keep-alive 1s, and maxconn to spare",
+                    ),
                 ]
             },
             make: |plan, _| {

@@ -42,7 +42,10 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
                     "nginx",
                     "none needed: its limit is large_client_header_buffers",
                 ),
-                remedy("HAProxy", "tune.h2.fe.glitches-threshold"),
+                remedy(
+                    "HAProxy",
+                    "3.0 or later, tune.h2.fe.glitches-threshold 1000",
+                ),
             ]
         },
         make: |plan, _| Box::new(Endless::new(plan)),

@@ -40,7 +40,10 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
                     "none: bound the frames of a connection in its socket",
                 ),
                 remedy("nginx", "none needed: it closes the connection by itself"),
-                remedy("HAProxy", "tune.h2.fe.glitches-threshold"),
+                remedy(
+                    "HAProxy",
+                    "3.0 or later, tune.h2.fe.glitches-threshold 1000",
+                ),
             ]
         },
         ..Attack::BASE

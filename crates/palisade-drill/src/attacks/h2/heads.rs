@@ -71,7 +71,7 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
                     remedy("nginx", "send_timeout 10s, http2_max_concurrent_streams 32"),
                     remedy(
                         "HAProxy",
-                        "timeout client 10s, tune.h2.fe.max-concurrent-streams 32",
+                        "timeout client 10s, tune.h2.max-concurrent-streams 32",
                     ),
                 ]
             },

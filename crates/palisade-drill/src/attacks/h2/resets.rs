@@ -46,7 +46,10 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
                         "http2::Builder::max_pending_accept_reset_streams 20",
                     ),
                     remedy("nginx", "1.25.3 or later, keepalive_requests 1000"),
-                    remedy("HAProxy", "tune.h2.fe.glitches-threshold"),
+                    remedy(
+                        "HAProxy",
+                        "3.0 or later, tune.h2.fe.glitches-threshold 1000",
+                    ),
                 ]
             },
             make: |plan, _| Box::new(Resets::new(plan, Kind::Rapid)),
@@ -66,7 +69,10 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
                         "palisade::serve, or ConnGuard with harden for hyper",
                     ),
                     remedy("hyper", "http2::Builder::max_local_error_reset_streams 20"),
-                    remedy("HAProxy", "tune.h2.fe.glitches-threshold"),
+                    remedy(
+                        "HAProxy",
+                        "3.0 or later, tune.h2.fe.glitches-threshold 1000",
+                    ),
                 ]
             },
             make: |plan, _| Box::new(Resets::new(plan, Kind::MadeYou)),

@@ -47,7 +47,10 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
                     "none: bound the frames of a connection in its socket",
                 ),
                 remedy("nginx", "none needed: it offers no extended CONNECT"),
-                remedy("HAProxy", "tune.h2.fe.glitches-threshold"),
+                remedy(
+                    "HAProxy",
+                    "3.0 or later, tune.h2.fe.glitches-threshold 1000",
+                ),
             ]
         },
         make: |plan, _| Box::new(Tunnel::new(plan)),

@@ -65,7 +65,10 @@ pub(in crate::attacks) fn attacks() -> Vec<Attack> {
                     "h2 0.4.20 or later, which limits small and empty DATA frames",
                 ),
                 remedy("nginx", "none needed: it closes the connection by itself"),
-                remedy("HAProxy", "tune.h2.fe.glitches-threshold"),
+                remedy(
+                    "HAProxy",
+                    "3.0 or later, tune.h2.fe.glitches-threshold 1000",
+                ),
             ]
         },
         ..slow.clone()
