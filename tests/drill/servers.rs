@@ -8,7 +8,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::StatusCode;
-use palisade::{Mode, Quota, Stack, StackLayer, conn::ConnGuard};
+use palisade::{Mode, Quota, Stack, StackLayer, conn::ConnGuard, slow_body::Pace};
 use std::{
     io,
     net::SocketAddr,
@@ -32,6 +32,8 @@ use tower_http::{
 
 /// The number of connections that each server admits.
 pub(crate) const PLACES: usize = 100;
+/// The number of connections that the proxies admit, and the server that is compared with them.
+pub(crate) const PROXY_PLACES: usize = 200;
 /// The number of requests that the servers with a limit have at work.
 const MAX_REQUESTS: usize = 32;
 /// The rate limit of each client of the servers that have one.
@@ -104,6 +106,29 @@ pub(crate) async fn palisade_off(listener: TcpListener) -> Result<(), BoxError> 
 pub(crate) async fn palisade_stacked(listener: TcpListener) -> Result<(), BoxError> {
     let app = app().layer(stack()?);
     palisade::serve(connections(Mode::Enforce)?.listen(listener), app).await?;
+    Ok(())
+}
+
+/// `palisade::serve` as the proxies are set: as many places, the same timeouts and limits, and a
+/// GET that costs little.
+pub(crate) async fn palisade_as_a_proxy(listener: TcpListener) -> Result<(), BoxError> {
+    let timeout = Duration::from_secs(2);
+    let connections = ConnGuard::builder()
+        .max_connections(PROXY_PLACES)
+        .max_per_client(150)
+        .first_request_timeout(timeout)
+        .header_timeout(timeout)
+        .write_timeout(timeout)
+        .idle_timeout(Duration::from_secs(10))
+        .build()?;
+    let pace = Pace::builder().window(timeout).grace(timeout).gap(timeout);
+    let stack = Stack::edge()
+        .rate_limit(Quota::per_second(100).burst(200))
+        .max_body(1 << 20)
+        .pace(pace)
+        .build()?;
+    let app = app().route("/cheap", get(async || "hello\n"));
+    palisade::serve(connections.listen(listener), app.layer(stack)).await?;
     Ok(())
 }
 
