@@ -3,8 +3,10 @@
 #![allow(clippy::print_stdout, reason = "the report of a drill that fails")]
 
 mod first;
+mod matrix;
 mod modes;
 mod proxies;
+mod repeats;
 mod servers;
 
 use palisade_drill::{Drill, Verdict};
@@ -160,4 +162,35 @@ async fn a_quota_holds_a_flood_from_one_address() {
     check(servers::careful, &table).await;
     let table = [row(FLOOD, HELD, "the stack has a quota")];
     check(servers::palisade_stacked, &table).await;
+}
+
+#[tokio::test]
+async fn tonic_holds_floods_alone_and_connections_behind_palisade() {
+    let silent = "its bounds are on streams, and on the age of a connection";
+    let table = [
+        row("silent", HARMED, silent),
+        row("h2-idle", HARMED, silent),
+        row(
+            "rapid-reset",
+            HELD,
+            "20 streams that are reset end a connection",
+        ),
+    ];
+    check(servers::tonic_alone, &table).await;
+    let makes_room = "the guard of connections makes room";
+    let table = [
+        row("silent", HELD, makes_room),
+        row("dripped-head", HELD, makes_room),
+        row(
+            "rapid-reset",
+            HELD,
+            "20 streams that are reset end a connection",
+        ),
+        row(
+            "ping-flood",
+            HELD,
+            "the guard counts frames without a purpose",
+        ),
+    ];
+    check(servers::tonic_hardened, &table).await;
 }

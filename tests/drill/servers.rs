@@ -7,8 +7,13 @@ use axum::{
     serve::{Listener, ListenerExt},
 };
 use bytes::Bytes;
+use futures_util::stream;
 use http::StatusCode;
-use palisade::{Mode, Quota, Stack, StackLayer, conn::ConnGuard, slow_body::Pace};
+use palisade::{
+    Mode, Quota, Stack, StackLayer,
+    conn::{ConnGuard, harden},
+    slow_body::Pace,
+};
 use std::{
     io,
     net::SocketAddr,
@@ -23,6 +28,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::sleep,
 };
+use tonic::transport::{Server, server::Connected};
 use tower::{BoxError, ServiceBuilder, limit::GlobalConcurrencyLimitLayer};
 use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder};
 use tower_http::{
@@ -132,6 +138,38 @@ pub(crate) async fn palisade_as_a_proxy(listener: TcpListener) -> Result<(), Box
     Ok(())
 }
 
+/// tonic with every bound that it has, and HTTP/1 for the drill's own clients.
+pub(crate) async fn tonic_alone(listener: TcpListener) -> Result<(), BoxError> {
+    let mut server = harden(Server::builder())
+        .accept_http1(true)
+        .timeout(Duration::from_secs(30))
+        .load_shed(true)
+        .concurrency_limit_per_connection(MAX_REQUESTS);
+    let accept = async |mut listener: Capped| {
+        let (io, _) = listener.accept().await;
+        Some((Ok::<_, io::Error>(io), listener))
+    };
+    let incoming = Box::pin(stream::unfold(Capped::new(listener), accept));
+    server
+        .add_routes(app().into())
+        .serve_with_incoming(incoming)
+        .await?;
+    Ok(())
+}
+
+/// tonic behind palisade's guards of connections and requests.
+pub(crate) async fn tonic_hardened(listener: TcpListener) -> Result<(), BoxError> {
+    let connections = connections(Mode::Enforce)?;
+    harden(Server::builder())
+        .accept_http1(true)
+        .layer(connections.track_requests())
+        .layer(stack()?)
+        .add_routes(app().into())
+        .serve_with_incoming(connections.listen(listener))
+        .await?;
+    Ok(())
+}
+
 fn connections(mode: Mode) -> Result<ConnGuard, BoxError> {
     let builder = ConnGuard::builder().mode(mode);
     Ok(builder.max_connections(PLACES).build()?)
@@ -183,6 +221,12 @@ impl Listener for Capped {
 pub(crate) struct Placed {
     stream: TcpStream,
     _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Placed {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
 }
 
 impl AsyncRead for Placed {
