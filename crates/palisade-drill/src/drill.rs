@@ -1,6 +1,7 @@
 //! The builder of a drill.
 
 use crate::{
+    consent::Secret,
     error::DrillError,
     options::Options,
     report::Report,
@@ -47,11 +48,48 @@ impl Drill {
     /// assert!(error.to_string().contains("only loopback addresses are attacked"));
     /// ```
     ///
+    /// [`with_consent`](Self::with_consent) drills any other address.
+    ///
     /// # Errors
     ///
     /// [`DrillError::Refused`] if the target has no address, or one that is not loopback.
     pub fn against(target: impl ToSocketAddrs + fmt::Debug) -> Result<Self, DrillError> {
         Ok(Self::of(Subject::Running(target::resolve(target)?)))
+    }
+
+    /// A drill against a server that runs already, on any address, and that publishes its
+    /// [consent](crate::consent) to the holder of `secret`. A name is resolved once, here; all of
+    /// its addresses have to consent, and the first is attacked. The call blocks while it is
+    /// resolved. One on loopback has to consent too, which rehearses it, and its listener has to
+    /// belong to the same user.
+    ///
+    /// The server is asked before anything else is sent, and at least once a minute from then on.
+    /// The drill ends with [`DrillError::ConsentEnded`] within a minute after it has taken the line
+    /// away, and nothing lifts that. Headers of [`header`](Self::header) are not sent with that
+    /// question.
+    ///
+    /// ```no_run
+    /// use palisade_drill::{Drill, Grade};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let secret = std::fs::read_to_string("drill.secret")?.parse()?;
+    /// let drill = Drill::with_consent("staging.example.com:80", secret)?;
+    /// drill.places(1_000).run().await?.assert(Grade::A);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DrillError::Refused`] if the target has no address, more than eight, or one that is not
+    /// that of a single machine. Whether it consents is found out by [`run`](Self::run).
+    pub fn with_consent(
+        target: impl ToSocketAddrs + fmt::Debug,
+        secret: Secret,
+    ) -> Result<Self, DrillError> {
+        let addrs = target::resolve_any(target)?;
+        Ok(Self::of(Subject::Consenting(addrs, secret)))
     }
 
     /// A drill against a server in a child process. `command` gets the variable `PORT`, and has to
@@ -208,6 +246,7 @@ impl Drill {
     ///
     /// - [`DrillError::Config`] if options are wrong, before any socket is made.
     /// - [`DrillError::Refused`] if the target may not be attacked.
+    /// - [`DrillError::ConsentEnded`] if it does not consent any more.
     /// - [`DrillError::NotServed`] if it does not answer the honest requests to begin with.
     /// - [`DrillError::ServerEnded`] if the server of [`serving`](Self::serving) ended.
     /// - [`DrillError::ChildFailed`] if the server of [`child`](Self::child) did not start.
@@ -231,5 +270,7 @@ impl Drill {
 
 #[cfg(test)]
 mod bad_targets;
+#[cfg(test)]
+mod consent;
 #[cfg(test)]
 pub(crate) mod tests;

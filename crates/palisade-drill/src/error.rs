@@ -16,6 +16,14 @@ pub enum DrillError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The target took its consent away during the drill, or its time is over. All connections were
+    /// closed.
+    ConsentEnded {
+        /// The address.
+        target: SocketAddr,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The target does not serve the honest request, so that there is nothing to judge.
     NotServed {
         /// The address.
@@ -67,6 +75,12 @@ impl fmt::Display for DrillError {
             }
             Self::Refused { target, reason } => {
                 write!(f, "{} is not attacked: {reason}", printable(target))
+            }
+            Self::ConsentEnded { target, reason } => {
+                write!(
+                    f,
+                    "{target} is no longer attacked, and there is no report: {reason}"
+                )
             }
             Self::NotServed { target, reason } => {
                 write!(f, "{target} does not serve the honest request: {reason}")

@@ -1,5 +1,5 @@
-//! An attack drill for your own HTTP server, from `cargo test`. It attacks the server on loopback
-//! as attackers do, sends the requests of honest clients beside that, and grades what it saw.
+//! An attack drill for your own HTTP server, from `cargo test`. It attacks the server as attackers
+//! do, sends the requests of honest clients beside that, and grades what it saw.
 //!
 //! ```
 //! use palisade_drill::{Drill, Grade};
@@ -82,15 +82,18 @@
 //!
 //! # Safety
 //!
-//! The drill attacks loopback alone, and only a listener of the user that runs it (on Linux, where
-//! that is known), not one of ssh or another program that forwards. Redirects are not followed. No
-//! option exceeds the [`bounds`]. When the future of [`Drill::run`] is dropped, all
-//! connections end.
+//! On loopback, the drill attacks only a listener of the user that runs it (on Linux, where that is
+//! known), not one of ssh or another program that forwards. Any other server has to publish its
+//! [`consent`] to the holder of a secret, is asked for it before anything else is sent, and is left
+//! alone within a minute after it has taken that away; no option, feature or variable lifts this.
+//! Redirects are not followed. No option exceeds the [`bounds`]. When the future of [`Drill::run`]
+//! is dropped, all connections end.
 #![forbid(unsafe_code)]
 
 pub mod attacks;
 pub mod bounds;
 mod child;
+pub mod consent;
 mod drill;
 mod engine;
 mod error;

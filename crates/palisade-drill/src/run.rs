@@ -9,6 +9,7 @@ use crate::{
     attacks::{self, Attack, InQuick, Needs, Plan, Protocol},
     bounds::{MAX_ATTACK_TIME, MAX_RUN_TIME},
     child::{Child, Limits, NO_GROUP, tree},
+    consent::Clock,
     error::DrillError,
     files,
     grade::Verdict,
@@ -63,7 +64,7 @@ struct Run {
 /// See [`Drill::run`](crate::Drill::run).
 pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, DrillError> {
     let epoch = Instant::now();
-    let (target, mut server, child) = match subject {
+    let (target, server, child) = match subject {
         Subject::Server(server) => {
             let (addr, worker) = server.start()?;
             (Target::open(&[addr]).await?, Some(worker), None)
@@ -78,7 +79,32 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
             (target, None, Some(child))
         }
         Subject::Running(addrs) => (Target::open(&addrs).await?, None, None),
+        Subject::Consenting(addrs, secret) => {
+            let clock = Clock::default();
+            (
+                Target::consenting(&addrs, &secret, &clock).await?,
+                None,
+                None,
+            )
+        }
     };
+    let asked = target.clone();
+    tokio::select! {
+        biased;
+        // The drill is dropped, which ends all connections.
+        error = asked.consent_ended() => Err(error),
+        report = drill(target, server, child, options, epoch) => report,
+    }
+}
+
+/// Runs the drill of a target that may be attacked.
+async fn drill(
+    target: Target,
+    mut server: Option<Worker<()>>,
+    child: Option<Child>,
+    options: Options,
+    epoch: Instant,
+) -> Result<Report, DrillError> {
     let max_attackers = files::raise_limit(if server.is_some() { 2 } else { 1 });
     let (routes, headers) = match learn(&target, &options).await {
         Err(_) if server.as_mut().is_some_and(Worker::has_ended) => {
@@ -142,7 +168,7 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         }
         let reason = if down {
             Some("the target is down".to_owned())
-        } else if let Err(reason) = run.target.check() {
+        } else if let Err(reason) = run.target.check().await {
             // The port may be of another program by now.
             Some(reason)
         } else if epoch.elapsed() + run.schedule.of(&attack).longest() > MAX_RUN_TIME {
@@ -307,7 +333,7 @@ impl Run {
             Verdict::Held | Verdict::Kept => !has_grown,
             Verdict::Down => true,
         };
-        if is_sure || is_long || self.has_ended() || self.target.check().is_err() {
+        if is_sure || is_long || self.has_ended() || self.target.check().await.is_err() {
             return unless_crowded(first, None);
         }
         let processor = first.processor;

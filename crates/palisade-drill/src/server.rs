@@ -1,6 +1,7 @@
 //! A server in a thread and a runtime of its own, on a loopback port.
 
 use crate::{
+    consent::Secret,
     error::{ConfigFault, DrillError},
     options::Options,
     worker::Worker,
@@ -27,6 +28,8 @@ pub(crate) enum Subject {
     Child(std::process::Command),
     /// Runs already, at one of these addresses.
     Running(Vec<SocketAddr>),
+    /// Runs already, and all of these addresses have to consent.
+    Consenting(Vec<SocketAddr>, Secret),
 }
 
 impl Subject {

@@ -2,7 +2,10 @@
 
 pub(crate) mod owner;
 
-use crate::error::DrillError;
+use crate::{
+    consent::{Clock, Consent, Secret},
+    error::DrillError,
+};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
@@ -18,9 +21,34 @@ use tokio::{
     net::{TcpSocket, TcpStream},
 };
 
-/// The address under attack, and the sockets that lead to it.
+/// The address under attack, which is on loopback or consents.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
+    door: Door,
+    permission: Permission,
+}
+
+/// Why a target may be attacked.
+#[derive(Clone, Debug)]
+enum Permission {
+    /// It is on loopback. Its listener belongs to this user.
+    Loopback,
+    /// It says so.
+    Consent(Consent),
+}
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug)]
+enum Purpose<'a> {
+    /// The question for consent, and nothing else.
+    Question,
+    /// The drill.
+    Drill(&'a Permission),
+}
+
+/// An address, and the sockets that lead to it.
+#[derive(Clone, Debug)]
+struct Door {
     addr: SocketAddr,
     /// Whether this system has a loopback address for each client.
     has_addresses: bool,
@@ -49,9 +77,11 @@ pub(crate) enum Source {
 }
 
 /// Why an address that is not loopback is refused.
-const CONSENT: &str = "only loopback addresses are attacked. Any other target has to consent \
-                       first, which this version does not offer: run the drill on the machine of \
-                       the server, against 127.0.0.1 or ::1";
+const CONSENT: &str = "only loopback addresses are attacked without consent. Any other target has \
+                       to consent first: let it publish the line of `palisade-drill consent`, and \
+                       give the secret to `Drill::with_consent` or `--secret-file`";
+/// The most addresses of one name. Each is asked for its consent.
+const MAX_ADDRESSES: usize = 8;
 
 /// Resolves `target` once.
 ///
@@ -61,23 +91,61 @@ const CONSENT: &str = "only loopback addresses are attacked. Any other target ha
 pub(crate) fn resolve(
     target: impl ToSocketAddrs + std::fmt::Debug,
 ) -> Result<Vec<SocketAddr>, DrillError> {
-    let name = format!("{target:?}");
-    let refused = |target: String, reason: String| DrillError::Refused { target, reason };
-    let addrs: Vec<_> = match target.to_socket_addrs() {
-        Ok(addrs) => addrs.collect(),
-        Err(error) => return Err(refused(name, format!("it has no address: {error}"))),
-    };
-    if let Some(addr) = addrs.iter().find(|addr| !is_allowed(**addr)) {
-        return Err(refused(addr.to_string(), CONSENT.to_owned()));
+    let addrs = addresses(target)?;
+    match addrs.iter().find(|addr| !is_loopback(**addr)) {
+        Some(addr) => Err(refused(addr, CONSENT.to_owned())),
+        None => Ok(addrs),
     }
-    if addrs.is_empty() {
-        return Err(refused(name, "it has no address".to_owned()));
+}
+
+/// Resolves `target` once. Its addresses are to be asked for their consent.
+///
+/// # Errors
+///
+/// If it has no address, too many, or one that is not that of a single machine.
+pub(crate) fn resolve_any(
+    target: impl ToSocketAddrs + std::fmt::Debug,
+) -> Result<Vec<SocketAddr>, DrillError> {
+    let name = format!("{target:?}");
+    let mut addrs = addresses(target)?;
+    // Resolvers repeat addresses.
+    let all = addrs.clone();
+    let mut at = 0..;
+    addrs.retain(|addr| at.next().is_none_or(|at| !all[..at].contains(addr)));
+    let many = |addr: &&SocketAddr| {
+        let ip = addr.ip().to_canonical();
+        let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+        ip.is_unspecified() || ip.is_multicast() || is_broadcast
+    };
+    if let Some(addr) = addrs.iter().find(many) {
+        let reason = "it is not the address of one machine: set that of the server";
+        return Err(refused(addr, reason.to_owned()));
+    }
+    if addrs.len() > MAX_ADDRESSES {
+        let reason = format!("it has {} addresses: set one of them", addrs.len());
+        return Err(refused(&name, reason));
     }
     Ok(addrs)
 }
 
-/// Returns whether `addr` may be attacked.
-fn is_allowed(addr: SocketAddr) -> bool {
+fn addresses(target: impl ToSocketAddrs + std::fmt::Debug) -> Result<Vec<SocketAddr>, DrillError> {
+    let name = format!("{target:?}");
+    let addrs: Vec<_> = match target.to_socket_addrs() {
+        Ok(addrs) => addrs.collect(),
+        Err(error) => return Err(refused(&name, format!("it has no address: {error}"))),
+    };
+    if addrs.is_empty() {
+        return Err(refused(&name, "it has no address".to_owned()));
+    }
+    Ok(addrs)
+}
+
+fn refused(target: &impl ToString, reason: String) -> DrillError {
+    let target = target.to_string();
+    DrillError::Refused { target, reason }
+}
+
+fn is_loopback(addr: SocketAddr) -> bool {
     addr.ip().to_canonical().is_loopback()
 }
 
@@ -88,66 +156,103 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// If none has one, if the listener belongs to another user, or if it forwards.
+    /// If none has one, if the listener belongs to another user, if it forwards, or if the address
+    /// is not loopback.
     pub(crate) async fn open(addrs: &[SocketAddr]) -> Result<Self, DrillError> {
         let mut refusal = None;
         for addr in addrs {
-            match owner::check(*addr) {
+            let checked = if is_loopback(*addr) {
+                owner::check(*addr)
+            } else {
+                Err(CONSENT.to_owned())
+            };
+            match checked {
                 Ok(()) => {
-                    let local = Source::Attacker {
-                        attack: 0,
-                        address: 0,
-                    };
-                    let has_addresses = local_address(local, *addr, true)
-                        .is_some_and(|from| std::net::TcpListener::bind((from, 0)).is_ok());
                     return Ok(Self {
-                        addr: *addr,
-                        has_addresses,
-                        sockets: Arc::default(),
+                        door: Door::new(*addr),
+                        permission: Permission::Loopback,
                     });
                 }
                 Err(reason) => {
-                    let target = addr.to_string();
-                    refusal.get_or_insert(DrillError::Refused { target, reason });
+                    refusal.get_or_insert(refused(addr, reason));
                 }
             }
         }
         Err(refusal.unwrap_or(DrillError::ServerEnded))
     }
 
-    /// Checks again that the listener may be attacked: it may be another one by now.
+    /// Asks all of `addrs` for their consent to the holder of `secret`, and opens the first. One on
+    /// loopback is asked too, and its listener has to belong to this user.
+    ///
+    /// # Errors
+    ///
+    /// If one of them does not consent.
+    pub(crate) async fn consenting(
+        addrs: &[SocketAddr],
+        secret: &Secret,
+        clock: &Clock,
+    ) -> Result<Self, DrillError> {
+        let mut first = None;
+        for addr in addrs {
+            let door = Door::new(*addr);
+            door.check_owner().map_err(|reason| refused(addr, reason))?;
+            let consent = Consent::ask(*addr, secret, clock.clone(), door.question()).await;
+            let permission = Permission::Consent(consent.map_err(|reason| refused(addr, reason))?);
+            first.get_or_insert(Self { door, permission });
+        }
+        first.ok_or(DrillError::ServerEnded)
+    }
+
+    /// Checks again that the target may be attacked: the listener may be another one by now, or may
+    /// not consent any more.
     ///
     /// # Errors
     ///
     /// Why not.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        owner::check(self.addr)
+    pub(crate) async fn check(&self) -> Result<(), String> {
+        self.door.check_owner()?;
+        match &self.permission {
+            Permission::Loopback => Ok(()),
+            Permission::Consent(consent) => consent.renew(self.door.question()).await,
+        }
+    }
+
+    /// Asks a target that has to consent again and again, and returns the error when it does not
+    /// consent any more. Never returns for another one.
+    pub(crate) async fn consent_ended(&self) -> DrillError {
+        match &self.permission {
+            Permission::Loopback => std::future::pending().await,
+            Permission::Consent(consent) => DrillError::ConsentEnded {
+                target: self.addr(),
+                reason: consent.ended(|| self.door.question()).await,
+            },
+        }
     }
 
     /// Returns the address.
     pub(crate) fn addr(&self) -> SocketAddr {
-        self.addr
+        self.door.addr
     }
 
     /// Returns whether attackers and honest clients have different addresses.
     pub(crate) fn has_addresses(&self) -> bool {
-        self.has_addresses
+        self.door.has_addresses
     }
 
     /// Returns the number of sockets that are open now, and of those that were ever made.
     #[cfg(test)]
     pub(crate) fn sockets(&self) -> (usize, u64) {
         (
-            self.sockets.open.load(Relaxed),
-            self.sockets.ever.load(Relaxed),
+            self.door.sockets.open.load(Relaxed),
+            self.door.sockets.ever.load(Relaxed),
         )
     }
 
-    /// Opens a connection. Every socket of this crate that leads anywhere is made here.
+    /// Opens a connection of the drill.
     ///
     /// # Errors
     ///
-    /// If the address is not allowed, or the connection fails.
+    /// If the target may not be attacked now, or the connection fails.
     ///
     /// # Cancel safety
     ///
@@ -157,9 +262,58 @@ impl Target {
         from: Source,
         receive_buffer: Option<u32>,
     ) -> io::Result<Stream> {
-        // Checked at every socket, so that no way into this type leads elsewhere.
-        if !is_allowed(self.addr) {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, CONSENT));
+        let purpose = Purpose::Drill(&self.permission);
+        self.door.connect(purpose, from, receive_buffer).await
+    }
+}
+
+// === Door ===
+
+impl Door {
+    fn new(addr: SocketAddr) -> Self {
+        let (attack, address) = (0, 0);
+        let from = local_address(Source::Attacker { attack, address }, addr, true);
+        let can_bind = |from| std::net::TcpListener::bind((from, 0)).is_ok();
+        Self {
+            addr,
+            has_addresses: is_loopback(addr) && from.is_some_and(can_bind),
+            sockets: Arc::default(),
+        }
+    }
+
+    /// Checks the owner of the listener, which a server on another machine does not show.
+    fn check_owner(&self) -> Result<(), String> {
+        if is_loopback(self.addr) {
+            owner::check(self.addr)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Opens the connection of one question for consent.
+    async fn question(&self) -> io::Result<Stream> {
+        self.connect(Purpose::Question, Source::Honest(0), None)
+            .await
+    }
+
+    /// Opens a connection. Every socket of this crate that leads anywhere is made here.
+    async fn connect(
+        &self,
+        purpose: Purpose<'_>,
+        from: Source,
+        receive_buffer: Option<u32>,
+    ) -> io::Result<Stream> {
+        // Checked at every socket, so that no way into these types leads elsewhere, and no consent
+        // is used after its end.
+        let refusal = match purpose {
+            Purpose::Question => None,
+            Purpose::Drill(Permission::Loopback) => {
+                (!is_loopback(self.addr)).then(|| CONSENT.to_owned())
+            }
+            Purpose::Drill(Permission::Consent(consent)) => consent.covers(self.addr).err(),
+        };
+        if let Some(refusal) = refusal {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal));
         }
         let socket = match self.addr {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -287,6 +441,29 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_is_asked_for_its_consent_is_that_of_one_machine() {
+        for target in [
+            "0.0.0.0:80",
+            "[::]:80",
+            "[::ffff:0.0.0.0]:80",
+            "224.0.0.1:80",
+            "255.255.255.255:80",
+            "[ff02::1]:80",
+        ] {
+            let error = resolve_any(target).unwrap_err().to_string();
+            assert!(error.contains("not the address of one machine"), "{error}");
+        }
+        let addrs: Vec<SocketAddr> = (1..=9).map(|host| ([192, 0, 2, host], 80).into()).collect();
+        let error = resolve_any(&addrs[..]).unwrap_err().to_string();
+        assert!(
+            error.ends_with("it has 9 addresses: set one of them"),
+            "{error}"
+        );
+        let repeated = [addrs[0], addrs[1], addrs[0], addrs[1]];
+        assert_eq!(resolve_any(&repeated[..]).unwrap(), &addrs[..2]);
+    }
+
+    #[test]
     fn a_name_with_one_address_that_is_not_loopback_is_refused() {
         let addrs: [SocketAddr; 2] = [([127, 0, 0, 1], 80).into(), ([192, 0, 2, 1], 80).into()];
         let error = resolve(&addrs[..]).unwrap_err();
@@ -299,11 +476,13 @@ mod tests {
 
     #[tokio::test]
     async fn no_socket_is_made_to_an_address_that_is_not_allowed() {
+        let addr = ([192, 0, 2, 1], 80).into();
+        assert!(Target::open(&[addr]).await.is_err());
         let target = Target {
-            addr: ([192, 0, 2, 1], 80).into(),
-            has_addresses: true,
-            sockets: Arc::default(),
+            door: Door::new(addr),
+            permission: Permission::Loopback,
         };
+        assert!(!target.has_addresses());
         let error = target.connect(Source::Honest(0), None).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         assert_eq!(target.sockets(), (0, 0));
