@@ -6,27 +6,44 @@
     reason = "a command-line program prints"
 )]
 
-use clap::Parser;
-use palisade_drill::{Drill, DrillError, Grade, Report, attacks};
+use clap::{Parser, Subcommand};
+use palisade_drill::{
+    Drill, DrillError, Grade, Report, attacks,
+    consent::{self, ConsentLine, Secret},
+};
 use std::{
-    fs, io,
+    env, fs,
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Duration,
 };
 
-/// Attacks an HTTP server of your own on this machine, beside honest clients, and grades it.
+/// Attacks an HTTP server of your own, beside honest clients, and grades it.
 ///
 /// Exits with 0 if the grade is reached, 1 if it is not, 2 if the drill was used wrongly or may not
 /// attack the target, and 3 if nothing can be said.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Arguments {
-    /// The loopback address of a server that runs, such as 127.0.0.1:8080.
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// The address of a server that runs, such as 127.0.0.1:8080. One that is not loopback has to
+    /// publish its consent.
     #[arg(required_unless_present_any = ["list", "command"], conflicts_with = "command")]
     target: Option<String>,
     /// After `--`: a command that serves 127.0.0.1:$PORT, in place of a target.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
+    /// The file with the secret of `palisade-drill consent`. The target has to publish the line
+    /// that belongs to it, on loopback too. Or else: the variable `PALISADE_DRILL_SECRET`. There is
+    /// no option for the secret itself, because other users see arguments in the list of processes.
+    #[arg(long, value_name = "FILE", conflicts_with = "command")]
+    secret_file: Option<PathBuf>,
     /// Lists the attacks, and ends.
     #[arg(long)]
     list: bool,
@@ -93,6 +110,27 @@ struct Arguments {
     before: Option<PathBuf>,
 }
 
+/// What the program does instead of a drill.
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Makes a secret, and the line that a server publishes to consent to a drill.
+    ///
+    /// Prints the secret and then the line, each on a line of its own.
+    Consent {
+        /// The time until the consent ends, 1 to 24.
+        #[arg(long, value_name = "N", default_value_t = 4,
+              value_parser = clap::value_parser!(u64).range(1..=24))]
+        hours: u64,
+        /// Writes the secret to a new file that no other user reads, and prints the line alone.
+        #[arg(long, value_name = "FILE")]
+        secret_file: Option<PathBuf>,
+    },
+}
+
+/// The variable with the secret.
+const SECRET: &str = "PALISADE_DRILL_SECRET";
+/// The most bytes of a file with a secret that are read.
+const MAX_SECRET_BYTES: u64 = 1 << 10;
 /// The program was used wrongly, or may not attack the target.
 const WRONG: u8 = 2;
 /// No attack has a verdict.
@@ -107,7 +145,12 @@ async fn main() -> ExitCode {
         Err(error) => {
             eprintln!("{error}");
             let is_wrong = error.downcast_ref().is_none_or(|error| {
-                matches!(error, DrillError::Config(_) | DrillError::Refused { .. })
+                matches!(
+                    error,
+                    DrillError::Config(_)
+                        | DrillError::Refused { .. }
+                        | DrillError::ConsentEnded { .. }
+                )
             });
             ExitCode::from(if is_wrong { WRONG } else { NO_GRADE })
         }
@@ -115,6 +158,10 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    if let Some(Action::Consent { hours, secret_file }) = &arguments.action {
+        make_consent(*hours, secret_file.as_deref())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if arguments.list {
         list();
         return Ok(ExitCode::SUCCESS);
@@ -162,14 +209,20 @@ async fn interrupted() {
     let _ = tokio::signal::ctrl_c().await;
 }
 
-fn drill(arguments: &Arguments) -> Result<Drill, DrillError> {
+fn drill(arguments: &Arguments) -> Result<Drill, Box<dyn std::error::Error>> {
     let mut drill = match arguments.command.split_first() {
         Some((program, rest)) => {
             let mut command = Command::new(program);
-            command.args(rest);
+            command.args(rest).env_remove(SECRET);
             Drill::child(command)
         }
-        None => Drill::against(arguments.target.as_deref().unwrap_or_default())?,
+        None => {
+            let target = arguments.target.as_deref().unwrap_or_default();
+            match secret(arguments.secret_file.as_deref())? {
+                Some(secret) => Drill::with_consent(target, secret)?,
+                None => Drill::against(target)?,
+            }
+        }
     };
     drill = drill.get(&arguments.get).seed(arguments.seed);
     if arguments.quick {
@@ -209,6 +262,57 @@ fn drill(arguments: &Arguments) -> Result<Drill, DrillError> {
         drill = drill.skip(name);
     }
     Ok(drill)
+}
+
+/// Returns the secret of the file, or else of the environment.
+fn secret(path: Option<&Path>) -> Result<Option<Secret>, io::Error> {
+    if let Some(path) = path {
+        let mut text = String::new();
+        let file = fs::File::open(path).map_err(|error| about(path, &error))?;
+        let read = file.take(MAX_SECRET_BYTES).read_to_string(&mut text);
+        read.map_err(|error| about(path, &error))?;
+        let secret = text.parse().map_err(|error| about(path, &error))?;
+        return Ok(Some(secret));
+    }
+    let Some(text) = env::var_os(SECRET) else {
+        return Ok(None);
+    };
+    let secret = text.to_string_lossy().parse();
+    Ok(Some(
+        secret.map_err(|error| about(Path::new(SECRET), &error))?,
+    ))
+}
+
+/// Prints a new secret and its line. What they are for goes to the standard error, so that the two
+/// lines can be taken as they are.
+fn make_consent(hours: u64, path: Option<&Path>) -> Result<(), Box<dyn std::error::Error>> {
+    let secret = Secret::random()?;
+    let line = ConsentLine::new(&secret, Duration::from_secs(hours * 60 * 60))?;
+    match path {
+        Some(path) => write_secret(path, &secret).map_err(|error| about(path, &error))?,
+        None => println!("{secret}"),
+    }
+    println!("{line}");
+    let place = match path {
+        Some(path) => format!("The secret is in {}: give", path.display()),
+        None => "The first line is the secret: keep it in a file, and give".to_owned(),
+    };
+    eprintln!(
+        "{place} that to the drill with --secret-file.\n\
+         The line that begins with palisade-drill is for the server, which answers it to\n\
+         GET {} while it consents.",
+        consent::PATH
+    );
+    Ok(())
+}
+
+/// Writes a new file that belongs to this user alone.
+fn write_secret(path: &Path, secret: &Secret) -> Result<(), io::Error> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    writeln!(options.open(path)?, "{secret}")
 }
 
 fn list() {

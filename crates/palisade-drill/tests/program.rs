@@ -3,19 +3,29 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 use axum::{Router, routing::get};
-use palisade_drill::Report;
+use palisade_drill::{
+    Report,
+    consent::{self, ConsentLine, Secret},
+};
 use std::{
     fs,
     net::SocketAddr,
     path::PathBuf,
     process::{Command, Output},
+    time::SystemTime,
 };
 use tokio::net::TcpListener;
 
 /// Runs the program. Returns its exit code and what it has written.
 async fn run(arguments: &[&str]) -> (i32, String) {
+    run_with(None, arguments).await
+}
+
+/// Runs it with a secret in its environment.
+async fn run_with(secret: Option<&str>, arguments: &[&str]) -> (i32, String) {
     let mut program = Command::new(env!("CARGO_BIN_EXE_palisade-drill"));
     program.args(arguments);
+    program.envs(secret.map(|secret| ("PALISADE_DRILL_SECRET", secret)));
     let ended = tokio::task::spawn_blocking(move || program.output());
     let Output {
         status,
@@ -28,9 +38,12 @@ async fn run(arguments: &[&str]) -> (i32, String) {
 
 /// Starts a server that answers `/` with 200 and the rest with 404.
 async fn server() -> SocketAddr {
+    serve(Router::new().route("/", get("hello"))).await
+}
+
+async fn serve(app: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let app = Router::new().route("/", get("hello"));
     tokio::spawn(async move { axum::serve(listener, app).await });
     addr
 }
@@ -110,6 +123,80 @@ async fn it_says_what_is_wrong_and_attacks_nothing() {
     }
     let (code, text) = run(&["--get", "/other", &addr]).await;
     assert!(code == 3 && text.contains("404"), "{code} {text}");
+}
+
+#[tokio::test]
+async fn it_makes_a_secret_and_a_line_and_drills_a_server_that_consents() {
+    let (code, text) = run(&["consent"]).await;
+    let lines: Vec<_> = text.lines().collect();
+    let secret: Secret = lines[0].parse().unwrap();
+    let line: ConsentLine = lines[1].parse().unwrap();
+    assert!(code == 0 && line.is_for(&secret), "{text}");
+    let lasts = line.until().duration_since(SystemTime::now()).unwrap();
+    assert_eq!(lasts.as_secs().div_ceil(3_600), 4, "{text}");
+
+    // And in a file, which is never replaced.
+    let folder = std::env::temp_dir().join(format!("palisade-consent-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("secret").display().to_string();
+    let arguments = ["consent", "--hours", "24", "--secret-file", &path];
+    let (code, text) = run(&arguments).await;
+    let line: ConsentLine = text.lines().next().unwrap().parse().unwrap();
+    let kept: Secret = fs::read_to_string(&path).unwrap().parse().unwrap();
+    assert!(code == 0 && line.is_for(&kept) && kept != secret, "{text}");
+    assert!(!text.contains(&kept.to_string()), "{text}");
+    #[cfg(unix)]
+    {
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    let (code, text) = run(&arguments).await;
+    assert!(code == 2 && text.contains(&path), "{code} {text}");
+
+    // A server that consents to that one is drilled by its holder alone.
+    let app = Router::new()
+        .route("/", get("hello"))
+        .route(consent::PATH, get(line.to_string()));
+    let addr = serve(app).await.to_string();
+    let drill = [&addr, "--quick", "--only", "churn", "--at-least", "F"];
+    let (code, text) = run(&[&drill[..], &["--secret-file", &path]].concat()).await;
+    assert!(
+        (code == 0 || code == 3) && text.contains("churn (T01)"),
+        "{text}"
+    );
+    let (code, text) = run_with(Some(&secret.to_string()), &drill).await;
+    assert!(
+        code == 2 && text.contains("holder of another secret"),
+        "{code} {text}"
+    );
+    let (code, text) = run_with(Some("secret"), &drill).await;
+    assert!(
+        code == 2 && text.contains("no secret of a drill"),
+        "{code} {text}"
+    );
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn it_says_what_is_wrong_with_a_consent() {
+    for (arguments, expected) in [
+        (&["consent", "--hours", "25"][..], "25 is not in 1..=24"),
+        (&["consent", "--hours", "0"], "0 is not in 1..=24"),
+        (&["consent", "--quick"], "unexpected argument"),
+        (&["127.0.0.1:1", "--secret-file", "/nowhere"], "/nowhere: "),
+        (
+            &["127.0.0.1:1", "--secret-file", "/dev/zero"],
+            "no secret of a drill",
+        ),
+        (&["--secret-file", "a", "--", "true"], "cannot be used with"),
+    ] {
+        let (code, text) = run(arguments).await;
+        assert!(
+            code == 2 && text.contains(expected),
+            "{arguments:?}: {code} {text}"
+        );
+    }
 }
 
 #[tokio::test]
