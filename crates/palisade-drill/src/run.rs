@@ -93,7 +93,11 @@ pub(crate) async fn run(subject: Subject, options: Options) -> Result<Report, Dr
         biased;
         // The drill is dropped, which ends all connections.
         error = asked.consent_ended() => Err(error),
-        report = drill(target, server, child, options, epoch) => report,
+        report = drill(target, server, child, options, epoch) => {
+            // Attacks that it skipped for want of consent make no report.
+            asked.has_consent()?;
+            report
+        }
     }
 }
 

@@ -217,6 +217,21 @@ impl Target {
         }
     }
 
+    /// Checks that a target that has to consent still does, as far as is known.
+    ///
+    /// # Errors
+    ///
+    /// [`DrillError::ConsentEnded`] if not.
+    pub(crate) fn has_consent(&self) -> Result<(), DrillError> {
+        let target = self.addr();
+        match &self.permission {
+            Permission::Loopback => Ok(()),
+            Permission::Consent(consent) => consent
+                .covers(target)
+                .map_err(|reason| DrillError::ConsentEnded { target, reason }),
+        }
+    }
+
     /// Asks a target that has to consent again and again, and returns the error when it does not
     /// consent any more. Never returns for another one.
     pub(crate) async fn consent_ended(&self) -> DrillError {

@@ -17,7 +17,7 @@ pub(super) const LEASE: Duration = Duration::from_secs(60);
 /// The age of a confirmation at which the target is asked again.
 const RENEWAL: Duration = Duration::from_secs(30);
 /// The age below which it is not asked again.
-const MIN_AGE: Duration = Duration::from_secs(5);
+const MIN_AGE: Duration = Duration::from_secs(2);
 /// The pause between two questions, if the first has no answer.
 const PAUSE: Duration = Duration::from_secs(2);
 

@@ -220,40 +220,57 @@ async fn a_server_on_axum_that_consents_is_drilled() {
     assert_eq!(report.attacks.len(), 1, "{report}");
 }
 
-#[tokio::test]
-async fn a_drill_ends_when_the_line_is_taken_away() {
-    let _turn = TURNS.acquire().await.unwrap();
+/// Runs attacks, takes the line away in the middle of the first, and moves the clock forward, if
+/// that is not for zero seconds.
+async fn taken_away(attacks: &[&str], forward: Duration) -> DrillError {
     let secret = Secret::random().unwrap();
     let published = Arc::new(Mutex::new(line(&secret, 600).to_string()));
     let page = published.clone();
     let page = get(async move || page.lock().unwrap().clone());
     let app = Router::new().route("/", get(async || "hello"));
     let (addr, seen) = server(app.route(consent::PATH, page)).await;
-
-    // In this runtime, the clock of which the test moves.
     let options = Options {
-        only: vec!["silent".to_owned()],
+        only: attacks.iter().map(ToString::to_string).collect(),
         quick: true,
         ..Options::default()
     };
     let subject = Subject::Consenting(vec![addr], secret);
+    // In this runtime, the clock of which the test moves.
     let mut run = pin!(crate::run::run(subject, options));
     let withdrawal = async {
-        until(|| seen.open.load(Relaxed) > 100).await;
+        until(|| seen.ever.load(Relaxed) > 100).await;
         published.lock().unwrap().clear();
-        tokio::time::pause();
-        tokio::time::advance(Duration::from_secs(30)).await;
-        tokio::time::resume();
+        if !forward.is_zero() {
+            tokio::time::pause();
+            tokio::time::advance(forward).await;
+            tokio::time::resume();
+        }
     };
     tokio::select! {
         report = &mut run => panic!("it ended: {report:?}"),
         () = withdrawal => {}
     }
     let error = timeout(PATIENCE, run).await.unwrap().unwrap_err();
-    assert!(
-        matches!(error, DrillError::ConsentEnded { .. }),
-        "{error:?}"
-    );
-    assert!(error.to_string().contains("no line of consent"), "{error}");
     until(|| seen.open.load(Relaxed) == 0).await;
+    error
+}
+
+#[tokio::test]
+async fn a_drill_ends_when_the_line_is_taken_away() {
+    let _turn = TURNS.acquire().await.unwrap();
+    let half_a_minute = Duration::from_secs(30);
+    let error = taken_away(&["silent"], half_a_minute).await;
+    let text = error.to_string();
+    assert!(matches!(error, DrillError::ConsentEnded { .. }), "{text}");
+    assert!(text.contains("no line of consent"), "{text}");
+}
+
+#[tokio::test]
+async fn a_line_that_is_found_missing_before_an_attack_ends_the_drill_as_well() {
+    let _turn = TURNS.acquire().await.unwrap();
+    // The first attack takes three seconds, and nothing is asked beside it for half a minute.
+    let error = taken_away(&["churn", "ambiguous-length"], Duration::ZERO).await;
+    let text = error.to_string();
+    assert!(matches!(error, DrillError::ConsentEnded { .. }), "{text}");
+    assert!(text.contains("no line of consent"), "{text}");
 }
