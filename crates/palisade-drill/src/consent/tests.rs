@@ -40,6 +40,8 @@ enum Answer {
     /// The same bytes again and again, after others.
     Endless(Vec<u8>, Vec<u8>),
     Silence,
+    /// The bytes after a while.
+    Late(Duration, Vec<u8>),
 }
 
 /// A target, the secret that its line is for, and the clock of the wall.
@@ -112,6 +114,10 @@ impl Script {
                     }
                 }
                 Answer::Silence => std::future::pending().await,
+                Answer::Late(after, bytes) => {
+                    sleep(after).await;
+                    server.write_all(&bytes).await?;
+                }
             }
             server.shutdown().await
         });
@@ -492,8 +498,30 @@ async fn another_question_follows_after_two_seconds_at_the_earliest() {
         assert_eq!(script.questions.load(Relaxed), questions);
     }
     // The time of the confirmation is that of the question, not that of a slow answer.
-    sleep(LEASE).await;
+    sleep(seconds(10)).await;
+    let line = ok(&script.line(DAY).to_string());
+    script.answers(Answer::Late(seconds(4), line.into_bytes()));
+    assert_eq!(consent.renew(script.connect()).await, Ok(()));
+    sleep(LEASE - seconds(4) - Duration::from_millis(1)).await;
+    assert_eq!(consent.covers(addr()), Ok(()));
+    sleep(Duration::from_millis(1)).await;
     assert!(consent.covers(addr()).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_line_does_not_move_the_end_by_the_clock_of_the_wall_either() {
+    let script = Script::new();
+    script.consents(seconds(40));
+    let consent = script.consent().await;
+    script.consents(DAY / 2);
+    sleep(seconds(30)).await;
+    script.wall.store(NOW + 30, Relaxed);
+    assert_eq!(consent.renew(script.connect()).await, Ok(()));
+    script.wall.store(NOW + 39, Relaxed);
+    assert_eq!(consent.covers(addr()), Ok(()));
+    script.wall.store(NOW + 40, Relaxed);
+    let reason = consent.covers(addr()).unwrap_err();
+    assert!(reason.contains("its consent has ended"), "{reason}");
 }
 
 #[tokio::test(start_paused = true)]
