@@ -153,6 +153,33 @@ impl Drill {
         self
     }
 
+    /// Speaks TLS with the target: honest clients, attackers and newcomers. Each handshake asks for
+    /// the host `name` (SNI, RFC 6066 section 3), which is also the `Host` of every request; an IP
+    /// address is not asked for. HTTP/1 offers `http/1.1` by ALPN, and HTTP/2 is drilled if the
+    /// server chooses `h2`. Attacks on the handshake itself are added, and honest clients that make
+    /// theirs slowly.
+    ///
+    /// The certificate is *not verified*: it may be self-signed, expired or of another name. The
+    /// drill attacks loopback, where nothing comes between it and the server. The headers of
+    /// [`header`](Self::header) are sent all the same: use a credential of a test. Sessions are not
+    /// resumed. Defaults to clear text. Needs the feature `rustls`.
+    ///
+    /// ```no_run
+    /// use palisade_drill::{Drill, Grade};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), palisade_drill::DrillError> {
+    /// let report = Drill::against("127.0.0.1:8443")?.tls("localhost").run().await?;
+    /// report.assert(Grade::A);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "rustls")]
+    pub fn tls(mut self, name: impl Into<String>) -> Self {
+        self.options.tls = Some(name.into());
+        self
+    }
+
     /// The path of a cheap GET. Defaults to `/`.
     pub fn get(mut self, path: impl Into<String>) -> Self {
         self.options.get = path.into();
@@ -274,3 +301,6 @@ mod bad_targets;
 mod consent;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+#[cfg(feature = "rustls")]
+mod tls_targets;

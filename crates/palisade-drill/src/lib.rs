@@ -59,7 +59,8 @@
 //! that sends 8 KiB at 16 KiB/s; with [`Drill::large`] a phone that receives at 64 KiB/s; with
 //! [`Drill::events`] an event stream, and with [`Drill::websocket`] a quiet WebSocket; and where
 //! the server speaks HTTP/2, connections with three requests at once, of which the server refuses
-//! one. [`Kind`] says what counts as served.
+//! one; and with TLS, handshakes whose flights are 300 and 500 ms late. [`Kind`] says what counts
+//! as served.
 //!
 //! # A child process
 //!
@@ -72,6 +73,11 @@
 //! is *down*, with its exit status as the reason. An overload has no attackers: it is *held* if
 //! 70 % of the capacity is answered within 1 s and the rest refused within 1 s, and *down* below
 //! 20 %.
+//!
+//! # TLS
+//!
+//! With the feature `rustls`, `Drill::tls` lets all sides speak TLS, of which no certificate is
+//! verified. It adds attacks on the handshake, and honest clients that make theirs slowly.
 //!
 //! # More
 //!
@@ -113,6 +119,7 @@ mod series;
 mod server;
 mod target;
 mod text;
+mod tls;
 mod usage;
 mod variation;
 mod verdict;

@@ -53,6 +53,15 @@ struct Arguments {
     /// Shorter attacks, one of each family.
     #[arg(long)]
     quick: bool,
+    /// Speaks TLS, and asks for the host of this name. Certificates are not verified.
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "localhost"
+    )]
+    tls: Option<String>,
     /// The path of a cheap GET.
     #[arg(long, value_name = "PATH", default_value = "/")]
     get: String,
@@ -227,6 +236,9 @@ fn drill(arguments: &Arguments) -> Result<Drill, Box<dyn std::error::Error>> {
     drill = drill.get(&arguments.get).seed(arguments.seed);
     if arguments.quick {
         drill = drill.quick();
+    }
+    if let Some(name) = &arguments.tls {
+        drill = drill.tls(name);
     }
     if let Some(path) = &arguments.post {
         drill = drill.post(path);

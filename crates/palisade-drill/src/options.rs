@@ -6,6 +6,7 @@ use crate::{
     child::limit,
     error::{ConfigFault, DrillError},
     honest::OpenPaths,
+    tls,
 };
 use http::{HeaderName, HeaderValue, header};
 
@@ -43,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) places: Option<usize>,
     pub(crate) file_limit: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
+    /// The host that is asked for in TLS; `None` in clear text.
+    pub(crate) tls: Option<String>,
     pub(crate) get: String,
     pub(crate) post: Option<String>,
     pub(crate) large: Option<String>,
@@ -62,6 +65,7 @@ impl Default for Options {
             places: None,
             file_limit: None,
             memory_limit: None,
+            tls: None,
             get: "/".to_owned(),
             post: None,
             large: None,
@@ -122,6 +126,10 @@ impl Options {
                 &bytes.to_string(),
                 allowed,
             );
+        }
+        if let Some(name) = &self.tls {
+            let allowed = "the name of a host, or an IP address";
+            check(tls::is_name(name), "tls", name, allowed);
         }
         let paths = [
             ("get", Some(&self.get)),

@@ -11,6 +11,8 @@ pub(crate) const USER_AGENT: &str = concat!("palisade-drill/", env!("CARGO_PKG_V
 pub struct Plan {
     /// The value of `Host`.
     pub host: String,
+    /// Whether the target speaks TLS: the scheme of its HTTP/2 requests is `https` then.
+    pub tls: bool,
     /// The path of a cheap GET.
     pub get: String,
     /// The path of a POST that reads its body, if there is one.
@@ -35,6 +37,7 @@ impl Plan {
     pub fn new(host: impl Into<String>) -> Self {
         Self {
             host: host.into(),
+            tls: false,
             get: "/".to_owned(),
             post: None,
             large: None,
@@ -65,7 +68,7 @@ impl Plan {
     pub fn fields<'a>(&'a self, method: &'a str, path: &'a str) -> Vec<(&'a str, &'a str)> {
         let mut fields = vec![
             (":method", method),
-            (":scheme", "http"),
+            (":scheme", if self.tls { "https" } else { "http" }),
             (":path", path),
             (":authority", &self.host),
             ("user-agent", USER_AGENT),

@@ -23,6 +23,7 @@ use crate::{
     server::Subject,
     target::{Target, owner},
     text::printable_bytes,
+    tls::Tls,
     usage::ServerUsage,
     worker::Worker,
 };
@@ -109,6 +110,8 @@ async fn drill(
     options: Options,
     epoch: Instant,
 ) -> Result<Report, DrillError> {
+    let tls = options.tls.as_deref().map(Tls::new).transpose()?;
+    let target = target.with_tls(tls);
     let max_attackers = files::raise_limit(if server.is_some() { 2 } else { 1 });
     let (routes, headers) = match learn(&target, &options).await {
         Err(_) if server.as_mut().is_some_and(Worker::has_ended) => {
@@ -128,6 +131,7 @@ async fn drill(
         places: options.places,
         file_limit: options.file_limit,
         memory_limit: options.memory_limit,
+        tls: target.tls().is_some(),
         quick: options.quick,
         seed: options.seed,
         seconds: 0.0,
@@ -230,8 +234,11 @@ async fn learn(target: &Target, options: &Options) -> Result<(Vec<Route>, Header
 
 /// Returns what attackers know.
 fn plan(target: &Target, options: &Options, schedule: &Schedule) -> Plan {
+    let addr = target.addr();
+    let tls = target.tls();
     Plan {
-        host: target.addr().to_string(),
+        host: tls.map_or_else(|| addr.to_string(), |tls| tls.host(addr)),
+        tls: tls.is_some(),
         get: options.get.clone(),
         post: options.post.clone(),
         large: options.large.clone(),
@@ -292,6 +299,12 @@ impl Run {
             }
             (Needs::FileLimit, _) if self.options.file_limit.is_none() => {
                 "it needs a server that may open few files: use `Drill::child` and `file_limit`"
+            }
+            (Needs::Tls, _) if self.target.tls().is_none() => {
+                "it needs a target that speaks TLS: set `tls`"
+            }
+            (_, Protocol::Http2) if h2.is_none() && self.target.tls().is_some() => {
+                "the target does not choose HTTP/2 by ALPN"
             }
             (_, Protocol::Http2) if h2.is_none() => {
                 "the target does not speak HTTP/2 in clear text"

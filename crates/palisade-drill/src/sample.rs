@@ -16,6 +16,7 @@ use std::{fmt, time::Duration};
 /// | phone, download | 4 KiB of the large GET at 64 KiB/s | 62.5 ms, or longer if the server made it wait | from the moment at which the phone is ready for them |
 /// | event stream, WebSocket | a look each 0.5 s | 0.5 s | that of the opening |
 /// | HTTP/2 | a connection with three requests | 0.75 s | until the last answer |
+/// | slow handshake | a flight of the client: its `ClientHello` after 300 ms, the rest and a GET after 500 ms | 0.4 s | the waits for the connection and for the answer to the flight |
 ///
 /// A phone that receives at its own rate therefore has a latency of zero, however large the answer
 /// is; kernel buffers hide a server that pauses for less than a second, as they do on any path. A
@@ -43,6 +44,9 @@ pub enum Kind {
     Http2,
     /// Holds a WebSocket open, and sends nothing but answers to pings.
     WebSocket,
+    /// Opens a connection for each GET, and delays the flights of its TLS handshake by 300 and 500
+    /// ms, as a client far away or on a bad path does. With TLS alone.
+    SlowHandshake,
 }
 
 impl Kind {
@@ -67,6 +71,7 @@ impl fmt::Display for Kind {
             Self::EventStream => "event stream",
             Self::Http2 => "HTTP/2, one stream refused",
             Self::WebSocket => "quiet WebSocket",
+            Self::SlowHandshake => "slow handshake",
         })
     }
 }

@@ -3,8 +3,10 @@
 pub(crate) mod owner;
 
 use crate::{
+    attacks::Protocol,
     consent::{Clock, Consent, Secret},
     error::DrillError,
+    tls::{self, Tls, TlsStream},
 };
 use std::{
     io,
@@ -26,6 +28,8 @@ use tokio::{
 pub(crate) struct Target {
     door: Door,
     permission: Permission,
+    /// The TLS that it speaks, if it does.
+    tls: Option<Tls>,
 }
 
 /// Why a target may be attacked.
@@ -171,6 +175,7 @@ impl Target {
                     return Ok(Self {
                         door: Door::new(*addr),
                         permission: Permission::Loopback,
+                        tls: None,
                     });
                 }
                 Err(reason) => {
@@ -198,7 +203,11 @@ impl Target {
             door.check_owner().map_err(|reason| refused(addr, reason))?;
             let consent = Consent::ask(*addr, secret, clock.clone(), door.question()).await;
             let permission = Permission::Consent(consent.map_err(|reason| refused(addr, reason))?);
-            first.get_or_insert(Self { door, permission });
+            first.get_or_insert(Self {
+                door,
+                permission,
+                tls: None,
+            });
         }
         first.ok_or(DrillError::ServerEnded)
     }
@@ -254,6 +263,17 @@ impl Target {
         self.door.has_addresses
     }
 
+    /// Returns a target that is spoken to in `tls`.
+    pub(crate) fn with_tls(mut self, tls: Option<Tls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// Returns the TLS that the target speaks; `None` in clear text.
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     /// Returns the number of sockets that are open now, and of those that were ever made.
     #[cfg(test)]
     pub(crate) fn sockets(&self) -> (usize, u64) {
@@ -263,7 +283,31 @@ impl Target {
         )
     }
 
-    /// Opens a connection of the drill.
+    /// Opens a connection for `protocol`: with its TLS handshake, if the target speaks TLS.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Self::connect), and if the handshake fails or the server does not
+    /// choose `protocol` in it.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the socket is closed.
+    pub(crate) async fn connect_as(
+        &self,
+        protocol: Protocol,
+        from: Source,
+        receive_buffer: Option<u32>,
+    ) -> io::Result<Stream> {
+        let Stream { inner, counted } = self.connect(from, receive_buffer).await?;
+        let inner = match (inner, &self.tls) {
+            (Io::Tcp(socket), Some(tls)) => Io::Tls(tls.connect(socket, protocol).await?),
+            (inner, _) => inner,
+        };
+        Ok(Stream { inner, counted })
+    }
+
+    /// Opens a TCP connection of the drill.
     ///
     /// # Errors
     ///
@@ -343,10 +387,8 @@ impl Door {
         }
         let stream = socket.connect(self.addr).await?;
         stream.set_nodelay(true)?;
-        Ok(Stream {
-            inner: stream,
-            _counted: counted,
-        })
+        let inner = Io::Tcp(stream);
+        Ok(Stream { inner, counted })
     }
 }
 
@@ -380,8 +422,15 @@ fn local_address(from: Source, to: SocketAddr, has_addresses: bool) -> Option<Ip
 /// A connection to the target, counted while it is open.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    inner: TcpStream,
-    _counted: Counted,
+    inner: Io,
+    counted: Counted,
+}
+
+/// What carries the bytes.
+#[derive(Debug)]
+enum Io {
+    Tcp(TcpStream),
+    Tls(TlsStream),
 }
 
 /// Counts one open socket.
@@ -405,7 +454,10 @@ impl Drop for Counted {
 impl Stream {
     /// Returns the socket.
     pub(crate) fn get_ref(&self) -> &TcpStream {
-        &self.inner
+        match &self.inner {
+            Io::Tcp(stream) => stream,
+            Io::Tls(stream) => tls::socket(stream),
+        }
     }
 }
 
@@ -415,7 +467,10 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, into)
+        match &mut self.inner {
+            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, into),
+            Io::Tls(stream) => Pin::new(stream).poll_read(cx, into),
+        }
     }
 }
 
@@ -425,15 +480,24 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        match &mut self.inner {
+            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Io::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        match &mut self.inner {
+            Io::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        match &mut self.inner {
+            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 
@@ -496,6 +560,7 @@ mod tests {
         let target = Target {
             door: Door::new(addr),
             permission: Permission::Loopback,
+            tls: None,
         };
         assert!(!target.has_addresses());
         let error = target.connect(Source::Honest(0), None).await.unwrap_err();

@@ -58,7 +58,7 @@ pub struct Remedy {
 pub enum Protocol {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2 with prior knowledge.
+    /// HTTP/2: with prior knowledge, or by ALPN where the target speaks TLS.
     Http2,
 }
 
@@ -88,6 +88,9 @@ pub enum Needs {
     FileLimit,
     /// A POST that reads its body, of a server in a child process with little memory.
     MemoryLimit,
+    /// A target that speaks TLS. The machines have the bare TCP connection, and write the bytes of
+    /// TLS themselves. The machines of all other attacks see what TLS carries.
+    Tls,
 }
 
 /// What the attackers take from the server.

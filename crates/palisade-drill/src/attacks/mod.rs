@@ -24,6 +24,7 @@ mod protection;
 mod reader;
 mod responses;
 mod silent;
+pub(crate) mod tls;
 
 pub use crate::plan::Plan;
 pub use attack::{Addresses, Attack, InQuick, Needs, Protocol, Remedy, Takes, Times};
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Attack> {
     attacks.extend(huge::attacks());
     attacks.extend(reader::attacks());
     attacks.extend(churn::attacks());
+    attacks.extend(tls::attacks());
     attacks.extend(files::attacks());
     attacks.extend(held::attacks());
     attacks.extend(flood::attacks());

@@ -26,7 +26,7 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a server that does `each` with every connection.
-fn server<Fut>(each: impl Fn(TcpStream) -> Fut + Send + 'static) -> Drill
+pub(super) fn server<Fut>(each: impl Fn(TcpStream) -> Fut + Send + 'static) -> Drill
 where
     Fut: Future<Output = std::io::Result<()>> + Send + 'static,
 {
@@ -38,7 +38,7 @@ where
 }
 
 /// Answers every connection with `bytes` after its first, and closes it.
-async fn answer(mut stream: TcpStream, bytes: &'static [u8]) -> std::io::Result<()> {
+pub(super) async fn answer(mut stream: TcpStream, bytes: &'static [u8]) -> std::io::Result<()> {
     let _ = stream.read(&mut [0; 4_096]).await?;
     stream.write_all(bytes).await?;
     stream.shutdown().await?;
@@ -47,7 +47,7 @@ async fn answer(mut stream: TcpStream, bytes: &'static [u8]) -> std::io::Result<
     Ok(())
 }
 
-async fn refusal(drill: Drill) -> String {
+pub(super) async fn refusal(drill: Drill) -> String {
     let drill = drill.quick().only("silent");
     let error = timeout(PATIENCE, drill.run()).await.unwrap().unwrap_err();
     assert!(matches!(error, DrillError::NotServed { .. }), "{error:?}");
@@ -75,10 +75,7 @@ async fn a_target_that_speaks_tls_is_named_so() {
         answer(stream, &[21, 3, 1, 0, 2, 2, 10]).await
     }))
     .await;
-    assert!(
-        text.contains("it speaks TLS, and the drill clear text"),
-        "{text}"
-    );
+    assert!(text.contains("it looks like TLS: set `tls`"), "{text}");
 }
 
 #[tokio::test]

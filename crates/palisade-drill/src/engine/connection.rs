@@ -8,13 +8,15 @@ use crate::{
 use bytes::{Buf, Bytes};
 use std::{
     collections::VecDeque,
-    io,
-    pin::pin,
+    future::poll_fn,
+    io, mem,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
-    io::Interest,
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     sync::watch,
     time::{sleep_until, timeout_at},
 };
@@ -33,10 +35,11 @@ pub(super) struct Connection {
     shared: Arc<Shared>,
     source: Source,
     machine: Box<dyn Machine>,
-    census: watch::Receiver<()>,
     has_passed: bool,
     queue: VecDeque<Bytes>,
     queued_bytes: usize,
+    /// Whether bytes were written that TLS has not yet sent.
+    is_flushing: bool,
     reads: bool,
     wakes_at: Option<Duration>,
     /// When the connection is opened again, after it was closed.
@@ -51,20 +54,15 @@ enum Fate {
 }
 
 impl Connection {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        source: Source,
-        machine: Box<dyn Machine>,
-        census: watch::Receiver<()>,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, source: Source, machine: Box<dyn Machine>) -> Self {
         Self {
             shared,
             source,
             machine,
-            census,
             has_passed: false,
             queue: VecDeque::new(),
             queued_bytes: 0,
+            is_flushing: false,
             reads: true,
             wakes_at: None,
             reopens_at: None,
@@ -73,7 +71,7 @@ impl Connection {
 
     /// Opens the connection at `starts`, and again whenever the machine asks, until the attack
     /// ends.
-    pub(super) async fn run(mut self, starts: Duration) {
+    pub(super) async fn run(mut self, starts: Duration, mut census: watch::Receiver<()>) {
         let mut opens_at = starts;
         loop {
             sleep_until(self.shared.began + opens_at).await;
@@ -81,15 +79,11 @@ impl Connection {
                 return;
             }
             let deadline = self.shared.began + self.shared.longest;
-            let connect = self
-                .shared
-                .target
-                .connect(self.source, self.shared.receive_buffer);
-            match timeout_at(deadline, connect).await {
-                Ok(Ok(stream)) => {
+            match timeout_at(deadline, connect(&self.shared, self.source)).await {
+                Ok(Ok(mut stream)) => {
                     self.shared.opened.fetch_add(1, Relaxed);
                     let alive = Alive::new(&self.shared);
-                    self.exchange(&stream).await;
+                    self.exchange(&mut stream, &mut census).await;
                     drop((stream, alive));
                 }
                 Ok(Err(_)) => {
@@ -97,7 +91,8 @@ impl Connection {
                 }
                 Err(_) => return,
             }
-            (self.reads, self.queued_bytes, self.wakes_at) = (true, 0, None);
+            (self.reads, self.is_flushing) = (true, false);
+            (self.queued_bytes, self.wakes_at) = (0, None);
             self.queue.clear();
             self.reopens_at = None;
             self.tell(Event::Closed);
@@ -108,7 +103,7 @@ impl Connection {
 
     /// Runs the machine until the connection is closed by either side, or the attack may do
     /// nothing more.
-    async fn exchange(&mut self, stream: &Stream) {
+    async fn exchange(&mut self, stream: &mut Stream, census: &mut watch::Receiver<()>) {
         if self.tell(Event::Opened) == Fate::Closed {
             return;
         }
@@ -116,36 +111,16 @@ impl Connection {
         loop {
             // A machine is woken when its earlier bytes are written: it never gets ahead of the
             // server.
-            let wakes_at = self.wakes_at.filter(|_| self.queue.is_empty());
+            let is_writing = !self.queue.is_empty() || self.is_flushing;
+            let wakes_at = self.wakes_at.filter(|_| !is_writing);
             let wakes_at = wakes_at.map_or(self.shared.longest, |at| at.min(self.shared.longest));
             let wakes_at = self.shared.began + wakes_at;
             if timer.deadline() != wakes_at {
                 timer.as_mut().reset(wakes_at);
             }
             let reads = self.reads && self.queued_bytes < MAX_QUEUED_BYTES;
-            let interest = match (reads, self.queue.is_empty()) {
-                (true, true) => Some(Interest::READABLE),
-                (true, false) => Some(Interest::READABLE | Interest::WRITABLE),
-                (false, false) => Some(Interest::WRITABLE),
-                (false, true) => None,
-            };
-            let socket = stream.get_ref();
             let fate = tokio::select! {
-                ready = socket.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
-                    match ready {
-                        Ok(ready) => {
-                            let mut fate = Fate::Open;
-                            if !self.queue.is_empty() && ready.is_writable() {
-                                fate = self.write(stream);
-                            }
-                            if fate == Fate::Open && reads && ready.is_readable() {
-                                fate = self.read(stream);
-                            }
-                            fate
-                        }
-                        Err(_) => Fate::Closed,
-                    }
-                }
+                fate = poll_fn(|cx| self.poll_io(cx, stream, reads)), if is_writing || reads => fate,
                 () = &mut timer => {
                     if self.shared.now() >= self.shared.longest {
                         return;
@@ -153,7 +128,7 @@ impl Connection {
                     self.wakes_at = None;
                     self.tell(Event::Woken)
                 }
-                Ok(()) = self.census.changed() => {
+                Ok(()) = census.changed() => {
                     if is_closed(stream).await {
                         Fate::Closed
                     } else {
@@ -170,37 +145,55 @@ impl Connection {
         }
     }
 
-    /// Writes what the socket takes.
-    fn write(&mut self, stream: &Stream) -> Fate {
-        while let Some(bytes) = self.queue.front_mut() {
-            match stream.get_ref().try_write(bytes) {
-                Ok(count) => {
-                    bytes.advance(count);
-                    if bytes.is_empty() {
-                        self.queue.pop_front();
-                    }
-                    self.queued_bytes = self.queued_bytes.saturating_sub(count);
-                    self.shared.sent.fetch_add(count as u64, Relaxed);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return Fate::Closed,
-            }
+    /// Writes what the connection takes, and reads a piece.
+    fn poll_io(&mut self, cx: &mut Context<'_>, stream: &mut Stream, reads: bool) -> Poll<Fate> {
+        let mut stream = Pin::new(stream);
+        match self.poll_write(cx, stream.as_mut()) {
+            Poll::Ready(Err(_)) => return Poll::Ready(Fate::Closed),
+            // The machine may be woken now.
+            Poll::Ready(Ok(true)) => return Poll::Ready(Fate::Open),
+            Poll::Ready(Ok(false)) | Poll::Pending => {}
         }
-        Fate::Open
+        if reads {
+            self.poll_read(cx, stream)
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Writes all that is queued. Returns whether there was anything.
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut stream: Pin<&mut Stream>,
+    ) -> Poll<io::Result<bool>> {
+        while let Some(bytes) = self.queue.front_mut() {
+            let count = ready!(stream.as_mut().poll_write(cx, bytes))?;
+            bytes.advance(count);
+            if bytes.is_empty() {
+                self.queue.pop_front();
+            }
+            self.queued_bytes = self.queued_bytes.saturating_sub(count);
+            self.is_flushing = true;
+            self.shared.sent.fetch_add(count as u64, Relaxed);
+        }
+        if self.is_flushing {
+            ready!(stream.poll_flush(cx))?;
+        }
+        Poll::Ready(Ok(mem::take(&mut self.is_flushing)))
     }
 
     /// Reads a piece and hands it to the machine.
-    fn read(&mut self, stream: &Stream) -> Fate {
+    fn poll_read(&mut self, cx: &mut Context<'_>, stream: Pin<&mut Stream>) -> Poll<Fate> {
         let mut piece = [0; READ_BYTES];
-        match stream.get_ref().try_read(&mut piece) {
-            Ok(0) => Fate::Closed,
-            Ok(count) => {
-                self.shared.received.fetch_add(count as u64, Relaxed);
-                self.tell(Event::Received(piece.get(..count).unwrap_or_default()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Fate::Open,
-            Err(_) => Fate::Closed,
+        let mut piece = ReadBuf::new(&mut piece);
+        let read = ready!(stream.poll_read(cx, &mut piece));
+        let bytes = piece.filled();
+        if read.is_err() || bytes.is_empty() {
+            return Poll::Ready(Fate::Closed);
         }
+        self.shared.received.fetch_add(bytes.len() as u64, Relaxed);
+        Poll::Ready(self.tell(Event::Received(bytes)))
     }
 
     /// Hands an event to the machine and takes its actions.
@@ -231,6 +224,15 @@ impl Connection {
             self.has_passed = true;
             self.shared.passed.fetch_add(1, Relaxed);
         }
+    }
+}
+
+/// Opens the connection that the machines of this attack have.
+async fn connect(shared: &Shared, source: Source) -> io::Result<Stream> {
+    let (target, buffer) = (&shared.target, shared.receive_buffer);
+    match shared.protocol {
+        Some(protocol) => target.connect_as(protocol, source, buffer).await,
+        None => target.connect(source, buffer).await,
     }
 }
 

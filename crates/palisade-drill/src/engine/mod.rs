@@ -3,7 +3,7 @@
 mod connection;
 
 use crate::{
-    attacks::{Addresses, Attack, Plan},
+    attacks::{Addresses, Attack, Needs, Plan, Protocol},
     bounds::{MAX_ATTACK_BYTES, MAX_ATTACK_TIME, MAX_CONNECTIONS, MAX_OPENED},
     target::{Source, Target},
     variation::Variation,
@@ -32,6 +32,9 @@ pub(crate) struct Engine {
 #[derive(Debug)]
 struct Shared {
     target: Target,
+    /// What is spoken on the connections; `None` if the machines see the bare TCP connection of a
+    /// target that speaks TLS.
+    protocol: Option<Protocol>,
     began: Instant,
     /// When connections begin nothing more.
     ends: Duration,
@@ -63,9 +66,9 @@ pub(crate) struct Counts {
     pub(crate) alive: usize,
     /// Those of them that held something in the last census.
     pub(crate) holding: usize,
-    /// Bytes that were sent.
+    /// Bytes that the machines sent: with TLS before it encrypts them, without its handshakes.
     pub(crate) sent: u64,
-    /// Bytes that were received.
+    /// Bytes that they received, likewise.
     pub(crate) received: u64,
     /// Requests that were served, and that were not, as far as the machines tell.
     pub(crate) served: u64,
@@ -104,9 +107,12 @@ impl Engine {
                 address,
             }
         };
+        // The machines of TLS write its bytes themselves.
+        let protocol = (attack.needs != Needs::Tls).then_some(attack.protocol);
         Self::run_within(
             attack.longest(),
             target,
+            protocol,
             plan.ends,
             attack.receive_buffer,
             (0..connections).map(|index| {
@@ -116,20 +122,29 @@ impl Engine {
         )
     }
 
-    /// Starts machines, each at its address and its time.
+    /// Starts machines of HTTP/1, each at its address and its time.
     pub(crate) fn run(
         target: &Target,
         ends: Duration,
         receive_buffer: Option<u32>,
         machines: impl Iterator<Item = (Source, Duration, Box<dyn crate::machine::Machine>)>,
     ) -> Self {
-        Self::run_within(MAX_ATTACK_TIME, target, ends, receive_buffer, machines)
+        let protocol = Some(Protocol::Http1);
+        Self::run_within(
+            MAX_ATTACK_TIME,
+            target,
+            protocol,
+            ends,
+            receive_buffer,
+            machines,
+        )
     }
 
     /// Starts machines. Their connections end after `longest`.
     fn run_within(
         longest: Duration,
         target: &Target,
+        protocol: Option<Protocol>,
         ends: Duration,
         receive_buffer: Option<u32>,
         machines: impl Iterator<Item = (Source, Duration, Box<dyn crate::machine::Machine>)>,
@@ -137,6 +152,7 @@ impl Engine {
         let (census, counted) = watch::channel(());
         let shared = Arc::new(Shared {
             target: target.clone(),
+            protocol,
             began: Instant::now(),
             ends: ends.min(longest),
             receive_buffer,
@@ -154,9 +170,8 @@ impl Engine {
         });
         let mut tasks = JoinSet::new();
         for (source, starts, machine) in machines.take(MAX_CONNECTIONS) {
-            let connection =
-                connection::Connection::new(shared.clone(), source, machine, counted.clone());
-            tasks.spawn(connection.run(starts));
+            let connection = connection::Connection::new(shared.clone(), source, machine);
+            tasks.spawn(connection.run(starts, counted.clone()));
         }
         Self {
             tasks,
@@ -226,3 +241,6 @@ impl Shared {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[cfg(feature = "rustls")]
+mod tls_tests;

@@ -24,7 +24,7 @@ fn run(target: &Target, machines: Vec<Box<dyn Machine>>) -> Engine {
     Engine::run(target, PATIENCE, None, machines)
 }
 
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -5,6 +5,7 @@ use super::{
     log::Log,
 };
 use crate::{
+    attacks::Protocol,
     sample::{Kind, Outcome},
     target::{Source, Target},
 };
@@ -76,7 +77,8 @@ impl Client {
                 return outcome;
             }
         }
-        let Ok(stream) = self.target.connect(self.source, None).await else {
+        let connect = self.target.connect_as(Protocol::Http1, self.source, None);
+        let Ok(stream) = connect.await else {
             return Outcome::NotConnected;
         };
         let Some(mut connection) = Connection::new(stream).await else {

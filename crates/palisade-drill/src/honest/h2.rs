@@ -39,7 +39,7 @@ pub(super) async fn streams(
     steady: &Steady,
 ) -> Result<Option<Expected>, Outcome> {
     patiently(async {
-        let mut stream = connect(target, source, None, &steady.request).await?;
+        let mut stream = connect(target, source, None, steady).await?;
         let mut streams = Streams::default();
         let mut piece = [0; 4 << 10];
         let mut read_bytes = 0;

@@ -3,6 +3,8 @@
 //! They have no turns of their own. Each goes on from one piece, look or connection to the next,
 //! and begins again, on a new connection, when it was cut or when the drill asks.
 
+#[cfg(feature = "rustls")]
+use super::handshake;
 use super::{
     h2, open,
     pace::REOPEN_PAUSE,
@@ -44,7 +46,12 @@ pub(super) fn steady(kind: Kind, plan: &Plan, paths: &OpenPaths) -> Option<Stead
         Kind::EventStream => open::events(plan, paths.events.as_ref()?),
         Kind::WebSocket => open::websocket(plan, paths.websocket.as_ref()?),
         Kind::Http2 => streams::opening(plan),
-        Kind::NewConnection | Kind::KeepAlive | Kind::SmallPost => return None,
+        Kind::SlowHandshake if plan.tls => {
+            format!("{}connection: close\r\n\r\n", plan.head("GET", &plan.get)).into()
+        }
+        Kind::NewConnection | Kind::KeepAlive | Kind::SmallPost | Kind::SlowHandshake => {
+            return None;
+        }
     };
     Some(Steady {
         kind,
@@ -81,6 +88,8 @@ impl Client {
             Kind::PhoneUpload => phone::send(target, *source, steady, record).await,
             Kind::PhoneDownload => phone::receive(target, *source, steady, record).await,
             Kind::Http2 => h2::exchange(target, *source, steady, record).await,
+            #[cfg(feature = "rustls")]
+            Kind::SlowHandshake => handshake::exchange(target, *source, steady, record).await,
             _ => open::hold(target, *source, steady, record).await,
         };
         sleep(

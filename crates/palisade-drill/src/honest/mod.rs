@@ -2,9 +2,12 @@
 
 pub(crate) mod answer;
 mod client;
+mod dialect;
 mod exchange;
 mod frames;
 mod h2;
+#[cfg(feature = "rustls")]
+mod handshake;
 mod log;
 mod long;
 mod open;
@@ -132,6 +135,9 @@ async fn watch_clock(log: Arc<Log>) {
     }
 }
 
+#[cfg(test)]
+#[cfg(feature = "rustls")]
+mod handshake_tests;
 #[cfg(test)]
 mod long_tests;
 #[cfg(test)]

@@ -105,7 +105,7 @@ pub(super) async fn open(
     source: Source,
     steady: &Steady,
 ) -> Result<(Stream, Body, Vec<u8>), Outcome> {
-    let mut stream = connect(target, source, None, &steady.request).await?;
+    let mut stream = connect(target, source, None, steady).await?;
     let mut answer = Answer::default();
     let rest = head(&mut stream, &mut answer).await?;
     let status = answer.status().unwrap_or_default();

@@ -1,5 +1,7 @@
 //! The first requests of clients with long answers: whether the target serves them at all.
 
+#[cfg(feature = "rustls")]
+use super::handshake;
 use super::{
     answer::Answer,
     h2,
@@ -15,12 +17,13 @@ use crate::{
 };
 
 /// The kinds of [`Steady`] clients.
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind::PhoneUpload,
     Kind::PhoneDownload,
     Kind::EventStream,
     Kind::Http2,
     Kind::WebSocket,
+    Kind::SlowHandshake,
 ];
 
 /// Returns the clients of routes that are known and served, and cautions about the others.
@@ -48,6 +51,10 @@ pub(crate) async fn learn(
                 "HTTP/2 with a refused stream was no honest client: even without attackers its \
                  other streams are not served ({outcome})"
             )),
+            Err(outcome) if kind == Kind::SlowHandshake => cautions.push(format!(
+                "a slow handshake was no honest client: even without attackers the server does \
+                 not wait for flights that come after 300 and 500 ms ({outcome})"
+            )),
             Err(outcome) => {
                 return Err(DrillError::NotServed {
                     target: target.addr(),
@@ -68,9 +75,11 @@ async fn first(target: &Target, client: &mut Steady) -> Result<(), Outcome> {
             client.expected = h2::streams(target, source, client).await?;
             client.expected.map(|_| ()).ok_or(Outcome::WrongBody)
         }
+        #[cfg(feature = "rustls")]
+        Kind::SlowHandshake => handshake::once(target, source, client).await,
         Kind::PhoneDownload => {
             patiently(async {
-                let mut stream = connect(target, source, None, &client.request).await?;
+                let mut stream = connect(target, source, None, client).await?;
                 head(&mut stream, &mut Answer::default()).await.map(|_| ())
             })
             .await

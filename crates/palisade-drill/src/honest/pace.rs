@@ -23,6 +23,11 @@ pub(super) const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// The time between two connections with several streams, and the number of those.
 const H2_INTERVAL: Duration = Duration::from_millis(750);
 pub(super) const H2_STREAMS: usize = 3;
+/// The delays of the two flights of a slow handshake.
+pub(super) const FLIGHT_DELAYS: [Duration; 2] =
+    [Duration::from_millis(300), Duration::from_millis(500)];
+/// The time that each of them accounts for.
+const FLIGHT: Duration = Duration::from_millis(400);
 
 /// Returns the most requests of `kind` in a second, if `kinds` are all.
 pub(crate) fn requests_per_second(kind: Kind, kinds: &[Kind]) -> f64 {
@@ -42,6 +47,7 @@ fn fixed(kind: Kind) -> Option<f64> {
         Kind::PhoneDownload => Some(1.0 / DOWNLOAD_INTERVAL.as_secs_f64()),
         Kind::EventStream | Kind::WebSocket => Some(1.0 / REOPEN_PAUSE.as_secs_f64()),
         Kind::Http2 => Some(H2_STREAMS as f64 / H2_INTERVAL.as_secs_f64()),
+        Kind::SlowHandshake => Some(1.0 / (2 * FLIGHT).as_secs_f64()),
     }
 }
 
@@ -55,6 +61,7 @@ pub(crate) fn interval(kind: Kind, kinds: &[Kind]) -> Duration {
         Kind::PhoneDownload => DOWNLOAD_PIECE,
         Kind::EventStream | Kind::WebSocket => LOOK,
         Kind::Http2 => H2_INTERVAL,
+        Kind::SlowHandshake => FLIGHT,
     }
 }
 
@@ -62,6 +69,7 @@ pub(crate) fn interval(kind: Kind, kinds: &[Kind]) -> Duration {
 pub(crate) fn own_time(kind: Kind) -> Duration {
     match kind {
         Kind::PhoneUpload => UPLOAD,
+        Kind::SlowHandshake => FLIGHT_DELAYS[0],
         _ => Duration::ZERO,
     }
 }
@@ -70,7 +78,7 @@ pub(crate) fn own_time(kind: Kind) -> Duration {
 mod tests {
     use super::*;
 
-    const ALL: [Kind; 8] = [
+    const ALL: [Kind; 9] = [
         Kind::NewConnection,
         Kind::KeepAlive,
         Kind::SmallPost,
@@ -79,6 +87,7 @@ mod tests {
         Kind::EventStream,
         Kind::Http2,
         Kind::WebSocket,
+        Kind::SlowHandshake,
     ];
 
     #[test]

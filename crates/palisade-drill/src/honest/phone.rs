@@ -46,7 +46,7 @@ pub(super) async fn send(
     record: &mut Record,
 ) -> Option<Duration> {
     record.begin(Duration::ZERO, Duration::ZERO);
-    let mut stream = match connect(target, source, None, &steady.request).await {
+    let mut stream = match connect(target, source, None, steady).await {
         Ok(stream) => stream,
         Err(outcome) => {
             record.end(outcome);
@@ -72,7 +72,7 @@ pub(super) async fn upload_at_once(
     source: Source,
     steady: &Steady,
 ) -> Result<(), Outcome> {
-    let mut stream = connect(target, source, None, &steady.request).await?;
+    let mut stream = connect(target, source, None, steady).await?;
     let written = stream.write_all(&[b'x'; UPLOAD_BYTES]).await;
     written.map_err(|_| Outcome::Cut)?;
     read_rest(&mut stream, &mut Answer::default()).await
@@ -159,7 +159,7 @@ pub(super) async fn receive(
     record.begin(Duration::ZERO, Duration::ZERO);
     let opened = patiently(async {
         let buffer = Some(RECEIVE_BUFFER_BYTES);
-        let mut stream = connect(target, source, buffer, &steady.request).await?;
+        let mut stream = connect(target, source, buffer, steady).await?;
         let mut answer = Answer::default();
         head(&mut stream, &mut answer).await?;
         Ok((stream, answer))

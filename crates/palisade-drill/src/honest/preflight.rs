@@ -2,10 +2,14 @@
 
 use super::{
     client::PATIENCE,
+    dialect::{IS_TLS, explain, explain_handshake, looks_like_tls},
     exchange::{Connection, MAX_BODY_BYTES, Route},
 };
 use crate::{
-    attacks::h2::frames::{ENABLE_CONNECT_PROTOCOL, PREFACE, SETTINGS, settings},
+    attacks::{
+        Protocol,
+        h2::frames::{ENABLE_CONNECT_PROTOCOL, PREFACE, SETTINGS, settings},
+    },
     error::DrillError,
     sample::Kind,
     target::{Source, Stream, Target},
@@ -14,7 +18,7 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full, Limited};
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{sleep, timeout},
@@ -90,8 +94,11 @@ async fn answer_once(
         target: target.addr(),
         reason,
     };
+    let is_connected = Cell::new(false);
     let exchange = async {
-        let stream = target.connect(Source::Honest(0), None).await?;
+        let connect = target.connect_as(Protocol::Http1, Source::Honest(0), None);
+        let stream = connect.await?;
+        is_connected.set(true);
         let mut connection = Connection::new(stream)
             .await
             .ok_or(std::io::ErrorKind::ConnectionReset)?;
@@ -104,9 +111,20 @@ async fn answer_once(
         Ok::<_, std::io::Error>((parts, body.ok().map(http_body_util::Collected::to_bytes)))
     };
     let (method, path) = (request.method(), printable(&request.uri().to_string()));
-    let (parts, body) = match timeout(PATIENCE, exchange).await {
+    let exchanged = timeout(PATIENCE, exchange).await;
+    let is_handshaking = target.tls().is_some() && !is_connected.get();
+    let (parts, body) = match exchanged {
         Ok(Ok(answer)) => answer,
+        Ok(Err(error)) if is_handshaking => {
+            return Err(refused(explain_handshake(target, Some(&error)).await));
+        }
+        Err(_) if is_handshaking => {
+            return Err(refused(explain_handshake(target, None).await));
+        }
         Ok(Err(error)) => return Err(refused(explain(target, &error).await)),
+        Err(_) if target.tls().is_none() && looks_like_tls(target).await => {
+            return Err(refused(IS_TLS.to_owned()));
+        }
         Err(_) => {
             let seconds = PATIENCE.as_secs();
             return Err(refused(format!(
@@ -124,6 +142,8 @@ async fn answer_once(
                 format!("it redirects to {location}, which the drill does not follow")
             }
             401 | 403 => "set credentials with `header`".to_owned(),
+            // What servers of TLS tell a client that does not speak it.
+            400 if target.tls().is_none() && looks_like_tls(target).await => IS_TLS.to_owned(),
             404 | 405 => "set a path that exists with `get` or `post`".to_owned(),
             _ => "mend it first".to_owned(),
         };
@@ -135,30 +155,6 @@ async fn answer_once(
     Ok((status.as_u16(), parts.headers, body))
 }
 
-/// Returns what the target speaks instead of HTTP/1 in clear text.
-async fn explain(target: &Target, error: &std::io::Error) -> String {
-    let mut start = [0; 64];
-    let read = async {
-        let mut stream = target.connect(Source::Honest(0), None).await.ok()?;
-        let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-        stream.write_all(request).await.ok()?;
-        stream.read(&mut start).await.ok()
-    };
-    let count = timeout(MAX_H2_WAIT, read).await.ok().flatten();
-    match start.get(..count.unwrap_or(0)).unwrap_or_default() {
-        [] => format!("it closes the connection without an answer ({error})"),
-        // The record of a TLS alert.
-        [0x15, 3, ..] => {
-            "it speaks TLS, and the drill clear text: run it behind the TLS".to_owned()
-        }
-        [_, _, _, SETTINGS, _, 0, 0, 0, 0, ..] => {
-            "it speaks HTTP/2 alone, and the honest requests are HTTP/1".to_owned()
-        }
-        bytes if bytes.starts_with(b"HTTP/1.") => format!("its answer breaks off ({error})"),
-        bytes => format!("it does not speak HTTP: {}", printable_bytes(bytes)),
-    }
-}
-
 /// What a target says of its HTTP/2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Http2 {
@@ -166,10 +162,12 @@ pub(crate) struct Http2 {
     pub(crate) offers_tunnels: bool,
 }
 
-/// Returns what the target says of HTTP/2 with prior knowledge; `None` if it does not speak it.
+/// Returns what the target says of HTTP/2, with prior knowledge or by ALPN; `None` if it does not
+/// speak it.
 pub(crate) async fn http2(target: &Target) -> Option<Http2> {
     let first = async {
-        let mut stream: Stream = target.connect(Source::Honest(0), None).await.ok()?;
+        let connect = target.connect_as(Protocol::Http2, Source::Honest(0), None);
+        let mut stream: Stream = connect.await.ok()?;
         let hello = [PREFACE, &settings(&[])].concat();
         stream.write_all(&hello).await.ok()?;
         let mut head = [0; 9];

@@ -3,6 +3,7 @@
 
 use super::{answer::Answer, client::PATIENCE, log::Log, streams::Expected};
 use crate::{
+    attacks::Protocol,
     sample::{Kind, Outcome},
     target::{Source, Stream, Target},
 };
@@ -78,19 +79,23 @@ impl Record {
     }
 }
 
-/// Opens a connection and writes `request`.
+/// Opens a connection and writes the request of `steady`.
 pub(super) async fn connect(
     target: &Target,
     source: Source,
     receive_buffer: Option<u32>,
-    request: &[u8],
+    steady: &Steady,
 ) -> Result<Stream, Outcome> {
+    let protocol = match steady.kind {
+        Kind::Http2 => Protocol::Http2,
+        _ => Protocol::Http1,
+    };
     let connect = async {
         let mut stream = target
-            .connect(source, receive_buffer)
+            .connect_as(protocol, source, receive_buffer)
             .await
             .map_err(|_| Outcome::NotConnected)?;
-        let written = stream.write_all(request).await;
+        let written = stream.write_all(&steady.request).await;
         written.map(|()| stream).map_err(|_| Outcome::Cut)
     };
     timeout(PATIENCE, connect)

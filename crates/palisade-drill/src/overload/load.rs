@@ -1,6 +1,7 @@
 //! Requests at the pace of the answers, and at a pace of their own.
 
 use crate::{
+    attacks::Protocol,
     bounds::{MAX_ATTACK_BYTES, MAX_CONNECTIONS},
     honest::answer::Answer,
     sample::Outcome,
@@ -171,7 +172,8 @@ impl Load {
             attack: self.attack,
             address,
         };
-        match self.target.connect(source, None).await {
+        let connect = self.target.connect_as(Protocol::Http1, source, None);
+        match connect.await {
             Ok(stream) => self.exchange(stream).await,
             Err(_) => Outcome::NotConnected,
         }

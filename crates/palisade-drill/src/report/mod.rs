@@ -44,6 +44,9 @@ pub struct Report {
     /// The limit on memory of the server in bytes, if one was set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<u64>,
+    /// Whether TLS was spoken.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
     /// Whether the attacks were short.
     pub quick: bool,
     /// The seed.
@@ -102,7 +105,8 @@ pub struct AttackReport {
     pub cautions: Vec<String>,
 }
 
-/// What attackers did, hold, and paid.
+/// What attackers did, hold, and paid. With TLS, bytes are those that it carries, without records
+/// and handshakes; in attacks on the handshake, they are those on the wire.
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AttackersReport {

@@ -35,6 +35,7 @@ pub(super) fn report() -> Report {
         places: Some(500),
         file_limit: None,
         memory_limit: None,
+        tls: false,
         quick: true,
         seed: 7,
         seconds: 60.0,

@@ -12,6 +12,9 @@ impl fmt::Display for Report {
             "palisade-drill {} against {target}",
             sentence(&self.version)
         )?;
+        if self.tls {
+            f.write_str(" over TLS")?;
+        }
         let limits = [
             self.places.map(|places| format!("{places} places")),
             self.file_limit.map(|files| format!("{files} files")),

@@ -96,20 +96,25 @@ mod tests {
 
     #[test]
     fn a_server_that_holds_is_drilled_for_a_minute_or_for_eight() {
-        let time_of = |quick: bool| {
+        let time_of = |quick: bool, tls: bool| {
             let schedule = Schedule::new(quick).with_newcomers();
             // Who limits the memory of a child leaves out another attack.
             let attacks = attacks::all().into_iter();
             let attacks = attacks.filter(|attack| attack.needs != Needs::MemoryLimit);
+            let attacks = attacks.filter(|attack| tls == (attack.needs == Needs::Tls));
             let attacks =
                 attacks.filter(|attack| !quick || !matches!(attack.in_quick, InQuick::Skipped(_)));
             let times = attacks.map(|attack| schedule.of(&attack).shortest());
             times.sum::<Duration>()
         };
-        let (quick, full) = (time_of(true), time_of(false));
+        let (quick, full) = (time_of(true, false), time_of(false, false));
         // What is left is for newcomers and second rounds.
         assert!(quick < Duration::from_secs(52), "{quick:?}");
         assert!(full < Duration::from_secs(440), "{full:?}");
+        // What TLS adds.
+        let (quick, full) = (time_of(true, true), time_of(false, true));
+        assert!(quick < Duration::from_secs(8), "{quick:?}");
+        assert!(full < Duration::from_secs(25), "{full:?}");
     }
 
     #[test]
