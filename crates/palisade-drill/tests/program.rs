@@ -105,6 +105,7 @@ async fn it_says_what_is_wrong_and_attacks_nothing() {
         (&["--places", "0", &addr], "places is 0"),
         (&["--file-limit", "128", &addr], "file_limit is 128"),
         (&["--memory-limit", "64", &addr], "memory_limit is 67108864"),
+        (&["--tls=no name", &addr], "tls is no name"),
         (&[&addr, "--", "true"], "cannot be used with"),
         (&["--before", "/nowhere.json", &addr], "/nowhere.json: "),
     ] {
@@ -123,6 +124,11 @@ async fn it_says_what_is_wrong_and_attacks_nothing() {
     }
     let (code, text) = run(&["--get", "/other", &addr]).await;
     assert!(code == 3 && text.contains("404"), "{code} {text}");
+    let (code, text) = run(&["--tls", &addr]).await;
+    assert!(
+        code == 3 && text.contains("leave out `tls`"),
+        "{code} {text}"
+    );
 }
 
 #[tokio::test]

@@ -154,7 +154,12 @@ async fn what_a_target_lacks_is_skipped_by_name() {
             tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
         }
     });
-    let names = ["slow-body", "slow-reader", "rapid-reset"];
+    let names = [
+        "slow-body",
+        "slow-reader",
+        "silent-handshake",
+        "rapid-reset",
+    ];
     let drill = names.iter().fold(drill, |drill, name| drill.only(*name));
     let report = drill.quick().run().await.unwrap();
     let skipped: Vec<_> = report.skipped.iter().map(|skipped| &skipped.name).collect();

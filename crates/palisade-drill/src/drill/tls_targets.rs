@@ -22,10 +22,10 @@ const HTTP: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const IS_TLS: &str = "it looks like TLS: set `tls`";
 const IS_CLEAR: &str = "it looks like clear text: leave out `tls`";
 
-/// Serves an app of one route over TLS, in both versions of HTTP.
-async fn app(listener: TcpListener) {
+/// Serves an app of one route over TLS, in the versions of HTTP that are named.
+async fn serve(listener: TcpListener, protocols: &'static [&'static str]) {
     let app = Router::new().route("/", get(async || "hello"));
-    tls::serve(listener, &["h2", "http/1.1"], move |stream| {
+    tls::serve(listener, protocols, move |stream| {
         let service = TowerToHyperService::new(app.clone());
         async move {
             let server = auto::Builder::new(TokioExecutor::new());
@@ -33,6 +33,10 @@ async fn app(listener: TcpListener) {
         }
     })
     .await;
+}
+
+async fn app(listener: TcpListener) {
+    serve(listener, &["h2", "http/1.1"]).await;
 }
 
 /// Answers a request in clear text with `clear`, and a handshake with `hello`. Closes the
@@ -180,4 +184,17 @@ async fn a_server_in_tls_is_drilled_by_all_sides() {
     assert_eq!(report.cautions.len(), 0, "{report}");
     assert!(report.to_string().contains(" over TLS: "), "{report}");
     assert!(report.grade() != Some(Grade::F), "{report}");
+}
+
+#[tokio::test]
+async fn http2_that_the_server_does_not_choose_is_skipped_by_name() {
+    let _turn = super::tests::TURNS.acquire().await;
+    let drill = Drill::serving(|listener| serve(listener, &["http/1.1"])).tls("127.0.0.1");
+    let report = drill.quick().only("rapid-reset").run().await.unwrap();
+    assert!(
+        report.attacks.is_empty() && report.cautions.is_empty(),
+        "{report}"
+    );
+    let reason = "rapid-reset: the target does not choose HTTP/2 by ALPN";
+    assert!(report.to_string().contains(reason), "{report}");
 }

@@ -119,8 +119,9 @@ impl Connection {
                 timer.as_mut().reset(wakes_at);
             }
             let reads = self.reads && self.queued_bytes < MAX_QUEUED_BYTES;
+            let io = poll_fn(|cx| self.poll_io(cx, stream, reads));
             let fate = tokio::select! {
-                fate = poll_fn(|cx| self.poll_io(cx, stream, reads)), if is_writing || reads => fate,
+                fate = io, if is_writing || reads => fate,
                 () = &mut timer => {
                     if self.shared.now() >= self.shared.longest {
                         return;

@@ -106,17 +106,23 @@ async fn a_server_that_closes_in_the_handshake_has_no_attacker() {
     assert_eq!((engine.counts().opened, engine.counts().alive), (0, 0));
 }
 
-/// Sends a megabyte, and a byte when it is woken.
-struct Megabyte;
+/// More than the kernel's buffers of both sides hold.
+const MANY_BYTES: usize = 24 << 20;
 
-impl Machine for Megabyte {
+/// Sends many bytes, and one more when it is woken.
+struct Many(Arc<AtomicUsize>);
+
+impl Machine for Many {
     fn on(&mut self, event: Event<'_>, now: Duration, out: &mut Actions) {
         match event {
             Event::Opened => {
-                out.send(vec![b'm'; 1 << 20]);
+                out.send(vec![b'm'; MANY_BYTES]);
                 out.wake_at(now);
             }
-            Event::Woken => out.send("!"),
+            Event::Woken => {
+                self.0.fetch_add(1, Relaxed);
+                out.send("!");
+            }
             _ => {}
         }
     }
@@ -141,18 +147,24 @@ async fn a_machine_is_woken_when_all_that_it_sent_is_in_the_socket() {
         }
     };
     tokio::spawn(serve(listener, &[], each));
-    let machine: Box<dyn Machine> = Box::new(Megabyte);
+    let woken = Arc::new(AtomicUsize::new(0));
+    let machine: Box<dyn Machine> = Box::new(Many(woken.clone()));
     let source = Source::Attacker {
         attack: 9,
         address: 0,
     };
-    // The server's small buffer and that of the client hold less than the megabyte.
     let machines = [(source, Duration::ZERO, machine)].into_iter();
     let engine = Engine::run(&target, PATIENCE, None, machines);
-    until("bytes", async || engine.counts().sent > 0).await;
-    let all = (1 << 20) + 1;
-    assert!(engine.counts().sent < all);
+    let mut last = 0;
+    until("full buffers", async || {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let sent = engine.counts().sent;
+        sent > 0 && std::mem::replace(&mut last, sent) == sent
+    })
+    .await;
+    let all = MANY_BYTES as u64 + 1;
+    assert!(last < all - 1 && woken.load(Relaxed) == 0, "{last}");
     go.send_replace(true);
     until("all", async || received.load(Relaxed) == all).await;
-    assert_eq!(engine.counts().sent, all);
+    assert_eq!((engine.counts().sent, woken.load(Relaxed)), (all, 1));
 }
