@@ -8,6 +8,7 @@ mod modes;
 mod proxies;
 mod repeats;
 mod servers;
+mod tls;
 
 use palisade_drill::{Drill, Verdict};
 use tokio::{net::TcpListener, sync::Semaphore};
@@ -63,7 +64,7 @@ async fn check_drill(make: impl Fn() -> Drill, table: &[Row]) {
     if !is_long() {
         return;
     }
-    let is_flood = table.iter().any(|row| row.attack.starts_with("flood"));
+    let is_flood = table.iter().any(|row| row.attack.contains("flood"));
     let turns = if is_flood { MAX_DRILLS } else { 1 };
     let _turns = TURNS.acquire_many(turns).await.unwrap();
     let mut open: Vec<_> = table.iter().collect();

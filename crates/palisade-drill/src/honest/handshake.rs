@@ -7,7 +7,7 @@ use super::{
     steady::{Record, Steady, patiently},
 };
 use crate::{
-    sample::{Kind, Outcome},
+    sample::{Kind, Outcome, Span},
     target::{Source, Stream, Target},
 };
 use std::{
@@ -33,11 +33,13 @@ pub(super) async fn exchange(
     steady: &Steady,
     record: &mut Record,
 ) -> Option<Duration> {
-    let from = record.now();
-    match flights(target, source, steady, record).await {
-        Ok(()) => record.end(Outcome::Served),
-        Err(outcome) => record.lose(from, outcome),
+    let (first, outcome) = flights(target, source, steady, record).await;
+    let outcome = outcome.err().unwrap_or(Outcome::Served);
+    // A server that answers the first flight alone has served nothing.
+    if let Some(first) = first {
+        record.settle(first, outcome);
     }
+    record.end(outcome);
     // Also after a failure, so that what it accounts for is all of the time.
     Some(interval(Kind::SlowHandshake, &[]))
 }
@@ -49,16 +51,34 @@ pub(super) async fn exchange(
 /// If it does not.
 pub(super) async fn once(target: &Target, source: Source, steady: &Steady) -> Result<(), Outcome> {
     let log = Arc::new(Log::new(Instant::now(), &[steady.kind]));
-    flights(target, source, steady, &mut Record::new(log, steady.kind)).await
+    let mut record = Record::new(log, steady.kind);
+    flights(target, source, steady, &mut record).await.1
 }
 
-/// Runs one connection. Its last wait is under way at the end.
+/// Runs one connection. Returns the wait for the answer to the first flight, if that came. The last
+/// wait is under way at the end.
 async fn flights(
     target: &Target,
     source: Source,
     steady: &Steady,
     record: &mut Record,
-) -> Result<(), Outcome> {
+) -> (Option<Span>, Result<(), Outcome>) {
+    let mut client = match first_flight(target, source, record).await {
+        Ok(client) => client,
+        Err(outcome) => return (None, Err(outcome)),
+    };
+    let first = record.suspend();
+    delay(FLIGHT_DELAYS[1], Duration::ZERO, record).await;
+    let rest = patiently(client.second_flight(&steady.request)).await;
+    (Some(first), rest)
+}
+
+/// Opens the connection and makes the handshake until the server has answered the first flight.
+async fn first_flight(
+    target: &Target,
+    source: Source,
+    record: &mut Record,
+) -> Result<Client, Outcome> {
     record.begin(Duration::ZERO, Duration::ZERO);
     let session = target.tls().and_then(|tls| tls.session().ok());
     let session = session.ok_or(Outcome::NotConnected)?;
@@ -72,32 +92,15 @@ async fn flights(
         stream,
         read_bytes: 0,
     };
-    let [first, second] = FLIGHT_DELAYS;
-
     let waited = record.pause();
-    delay(first, waited, record).await;
+    delay(FLIGHT_DELAYS[0], waited, record).await;
     patiently(async {
         client.flush().await?;
         // The answer to the first flight is whole when the client has something to say to it.
         while !client.session.wants_write() && client.session.is_handshaking() {
             client.receive().await?;
         }
-        Ok(())
-    })
-    .await?;
-    record.end(Outcome::Served);
-
-    delay(second, Duration::ZERO, record).await;
-    patiently(async {
-        client.flush().await?;
-        while client.session.is_handshaking() {
-            client.receive().await?;
-            client.flush().await?;
-        }
-        let written = client.session.writer().write_all(&steady.request);
-        written.map_err(|_| Outcome::Cut)?;
-        client.flush().await?;
-        client.answer().await
+        Ok(client)
     })
     .await
 }
@@ -145,6 +148,19 @@ impl Client {
             processed.map_err(|_| Outcome::Cut)?;
         }
         Ok(())
+    }
+
+    /// Ends the handshake, and sends the request.
+    async fn second_flight(&mut self, request: &[u8]) -> Result<(), Outcome> {
+        self.flush().await?;
+        while self.session.is_handshaking() {
+            self.receive().await?;
+            self.flush().await?;
+        }
+        let written = self.session.writer().write_all(request);
+        written.map_err(|_| Outcome::Cut)?;
+        self.flush().await?;
+        self.answer().await
     }
 
     /// Receives the answer to the request.

@@ -78,6 +78,11 @@ impl Log {
         });
     }
 
+    /// Records a request whose outcome was not certain when it ended.
+    pub(super) fn add(&self, sample: Sample) {
+        self.entries().samples.push(sample);
+    }
+
     /// Records that the client of `kind` waits for itself, and not for the server.
     pub(super) fn pause(&self, kind: Kind) {
         for (other, start) in &mut self.entries().under_way {

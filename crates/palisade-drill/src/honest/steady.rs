@@ -4,7 +4,7 @@
 use super::{answer::Answer, client::PATIENCE, log::Log, streams::Expected};
 use crate::{
     attacks::Protocol,
-    sample::{Kind, Outcome},
+    sample::{Kind, Outcome, Sample, Span},
     target::{Source, Stream, Target},
 };
 use bytes::Bytes;
@@ -63,6 +63,24 @@ impl Record {
     pub(super) fn end(&mut self, outcome: Outcome) {
         let start = self.under_way.take().unwrap_or_else(|| self.log.now());
         self.log.end(self.kind, start, outcome);
+    }
+
+    /// The wait ends, and what comes after tells whether the client was served. Returns the wait.
+    pub(super) fn suspend(&mut self) -> Span {
+        self.log.pause(self.kind);
+        let to = self.log.now();
+        let from = self.under_way.take().unwrap_or(to);
+        Span { from, to }
+    }
+
+    /// Records a wait that was suspended.
+    pub(super) fn settle(&self, wait: Span, outcome: Outcome) {
+        self.log.add(Sample {
+            kind: self.kind,
+            start: wait.from,
+            end: wait.to,
+            outcome,
+        });
     }
 
     /// The wait ends with the loss of all that was served since `from`.

@@ -48,8 +48,8 @@ impl Random {
 }
 
 /// Returns a `ClientHello` of TLS 1.3 or 1.2 in one record, which every server answers. It asks for
-/// the host of `authority`, offers both protocols by ALPN, and has a share of a key that nobody
-/// has: the handshake cannot be finished.
+/// the host of `authority`, offers both protocols by ALPN, and has the share of a key that is not
+/// kept: the handshake cannot be finished.
 pub(crate) fn client_hello(authority: &str, random: &mut Random) -> Vec<u8> {
     let mut extensions = Vec::new();
     let mut extension = |number: u16, data: &[u8]| {
