@@ -219,6 +219,15 @@ pub(super) const ATTACK_GAPS: &[(&[&str], &str)] = &[
     ),
     (&["churn"], "hardly any work, with every guard or none"),
     (
+        &[
+            "silent-handshake",
+            "dripped-handshake",
+            "handshake-flood",
+            "unfinished-handshakes",
+        ],
+        "they need TLS: `tests/drill/tls.rs` has them",
+    ),
+    (
         &["file-limit", "held-open-uploads", "cpu-overload"],
         "they need a child process: `.ci/past` has the last two, with a server of before",
     ),

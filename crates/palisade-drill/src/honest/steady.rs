@@ -2,9 +2,11 @@
 //! waits, and the beginning of an answer.
 
 use super::{answer::Answer, client::PATIENCE, log::Log, streams::Expected};
+#[cfg(feature = "rustls")]
+use crate::sample::{Sample, Span};
 use crate::{
     attacks::Protocol,
-    sample::{Kind, Outcome, Sample, Span},
+    sample::{Kind, Outcome},
     target::{Source, Stream, Target},
 };
 use bytes::Bytes;
@@ -66,6 +68,7 @@ impl Record {
     }
 
     /// The wait ends, and what comes after tells whether the client was served. Returns the wait.
+    #[cfg(feature = "rustls")]
     pub(super) fn suspend(&mut self) -> Span {
         self.log.pause(self.kind);
         let to = self.log.now();
@@ -74,6 +77,7 @@ impl Record {
     }
 
     /// Records a wait that was suspended.
+    #[cfg(feature = "rustls")]
     pub(super) fn settle(&self, wait: Span, outcome: Outcome) {
         self.log.add(Sample {
             kind: self.kind,
