@@ -8,7 +8,8 @@
 
 use clap::{Parser, Subcommand};
 use palisade_drill::{
-    Drill, DrillError, Grade, Report, attacks,
+    Drill, DrillError, Grade, Report,
+    attacks::{self, Attack},
     consent::{self, ConsentLine, Secret},
 };
 use std::{
@@ -185,14 +186,14 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
             return Ok(ExitCode::from(NO_GRADE));
         }
     };
-    print!("{report}");
-    if let Some(before) = before {
-        print!("\n{}", report.compare(&before));
-    }
     write(arguments.json.as_deref(), || report.to_json())?;
     write(arguments.html.as_deref(), || report.to_html())?;
     write(arguments.junit.as_deref(), || report.to_junit())?;
     write(arguments.markdown.as_deref(), || report.to_markdown())?;
+    say(&report.to_string());
+    if let Some(before) = before {
+        say(&format!("\n{}", report.compare(&before)));
+    }
     Ok(match report.grade() {
         None => ExitCode::from(NO_GRADE),
         Some(grade) if grade < arguments.at_least => ExitCode::FAILURE,
@@ -327,13 +328,21 @@ fn write_secret(path: &Path, secret: &Secret) -> Result<(), io::Error> {
     writeln!(options.open(path)?, "{secret}")
 }
 
+/// Prints `text`. Nobody may read it: `head`, for example, has read enough at some time.
+fn say(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
 fn list() {
     for attack in attacks::all() {
         let cve = attack.cve.map(|cve| format!(", {cve}")).unwrap_or_default();
-        println!(
-            "{:<28}{}{cve}: {}",
-            attack.name, attack.threat, attack.title
-        );
+        let Attack {
+            name,
+            threat,
+            title,
+            ..
+        } = attack;
+        say(&format!("{name:<28}{threat}{cve}: {title}\n"));
     }
 }
 

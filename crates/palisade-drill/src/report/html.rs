@@ -45,6 +45,7 @@ table { border-collapse: collapse } td { padding: .1rem .8rem .1rem 0; vertical-
 
 /// The width of the bars and the height of a line, in pixels.
 const WIDTH: f64 = 320.0;
+const LABEL_WIDTH: f64 = 190.0;
 const LINE: usize = 20;
 
 impl Report {
@@ -152,7 +153,7 @@ fn write_bars(out: &mut String, attack: &AttackReport) {
     let height = lines * LINE;
     let _ = writeln!(
         out,
-        "<svg width=\"920\" height=\"{height}\" viewBox=\"0 0 920 {height}\" role=\"img\">"
+        "<svg width=\"960\" height=\"{height}\" viewBox=\"0 0 960 {height}\" role=\"img\">"
     );
     for (line, honest) in attack.honest.iter().enumerate() {
         let Honest {
@@ -212,12 +213,12 @@ fn write_bar(
     let (top, base) = (line * LINE + 4, line * LINE + 15);
     let width = WIDTH * share.clamp(0.0, 1.0);
     let (label, text) = (escape(label), escape(text));
-    let after = 150.0 + WIDTH + 10.0;
+    let after = LABEL_WIDTH + WIDTH + 10.0;
     let _ = writeln!(
         out,
         "<text x=\"0\" y=\"{base}\">{label}</text>\
-         <rect x=\"150\" y=\"{top}\" width=\"{WIDTH}\" height=\"12\" fill=\"{rest}\"/>\
-         <rect x=\"150\" y=\"{top}\" width=\"{width:.1}\" height=\"12\" fill=\"{full}\"/>\
+         <rect x=\"{LABEL_WIDTH}\" y=\"{top}\" width=\"{WIDTH}\" height=\"12\" fill=\"{rest}\"/>\
+         <rect x=\"{LABEL_WIDTH}\" y=\"{top}\" width=\"{width:.1}\" height=\"12\" fill=\"{full}\"/>\
          <text x=\"{after}\" y=\"{base}\">{text}</text>",
     );
 }
