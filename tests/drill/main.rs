@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "the report of a drill that fails")]
 
-mod first;
 mod matrix;
 mod modes;
 mod proxies;
