@@ -126,7 +126,7 @@ async fn half_sent_uploads_of_as_many_addresses(kind: ServerKind) {
         pause: second,
         // From then on, uploads are evicted.
         age: second,
-        // Attackers that come again compete with them. Where uploads stay for 4 s, a sixth is served.
+        // Attackers that come again compete with them. It is a sixth where uploads stay for 4 s.
         least: 0.8,
     };
     newcomers_are_served(kind, attack).await;

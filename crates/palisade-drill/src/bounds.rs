@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// The largest number of attack connections that are open at once.
 pub const MAX_CONNECTIONS: usize = 4_000;
-/// The largest number of bytes that the connections of one attack send and receive.
+/// The largest number of bytes that the connections of one attack send and receive. Over TLS, those
+/// that it carries: handshakes and records come on top.
 pub const MAX_ATTACK_BYTES: u64 = 512 << 20;
 /// The longest time of one attack, in which attackers send anything.
 pub const MAX_ATTACK_TIME: Duration = Duration::from_secs(30);

@@ -141,7 +141,7 @@ impl Drill {
         self
     }
 
-    /// The limit on memory of the server in bytes, 32 MiB to 512 MiB, by a control group that the
+    /// The limit on memory of the server in bytes, 32 MiB to 320 MiB, by a control group that the
     /// drill makes and removes. For [`child`](Self::child) on Linux alone, and only where this
     /// process may make control groups: the report says so if not, and the attack that needs it is
     /// skipped. A server that has more than that is ended by the kernel, which is *down*. Defaults

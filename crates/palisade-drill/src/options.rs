@@ -2,7 +2,7 @@
 
 use crate::{
     attacks::{self, Attack},
-    bounds::{MAX_ATTACK_BYTES, MAX_CONNECTIONS},
+    bounds::MAX_CONNECTIONS,
     child::limit,
     error::{ConfigFault, DrillError},
     honest::OpenPaths,
@@ -22,8 +22,8 @@ const MAX_PLACES: usize = (MAX_CONNECTIONS - 16) * 10 / 21;
 /// rest.
 const FILE_LIMITS: std::ops::RangeInclusive<u64> = 64..=MAX_PLACES as u64;
 
-/// The limits on memory of a child in bytes, as much as [`MAX_ATTACK_BYTES`] can fill.
-const MEMORY_LIMITS: std::ops::RangeInclusive<u64> = 32 << 20..=MAX_ATTACK_BYTES;
+/// The limits on memory of a child in bytes, less than the 380 MiB that `held-open-uploads` sends.
+const MEMORY_LIMITS: std::ops::RangeInclusive<u64> = 32 << 20..=320 << 20;
 
 /// The headers that the drill writes itself, or that HTTP/2 does not allow.
 const OWN_HEADERS: [HeaderName; 9] = [

@@ -28,7 +28,7 @@ use crate::{
     worker::Worker,
 };
 use bytes::Bytes;
-use confirm::{confirm, unless_crowded};
+use confirm::{confirm, unless_crowded, without_second};
 use http::{HeaderMap, Method, Request};
 use http_body_util::Full;
 use schedule::Schedule;
@@ -333,7 +333,8 @@ impl Run {
     }
 
     /// Runs one attack. Harm is confirmed by a second round, because a hiccup of the machine looks
-    /// like it; so are memory that is left behind, and a round that says nothing.
+    /// like it; so are memory that is left behind, and a round that says nothing. An attack of
+    /// minutes is not repeated.
     async fn attack(&mut self, attack: &Attack, number: u8) -> AttackReport {
         let first = self.round(attack, number).await;
         // From other addresses: a server that bans the first ones shows nothing by that. Clients
@@ -350,8 +351,11 @@ impl Run {
             Verdict::Held | Verdict::Kept => !has_grown,
             Verdict::Down => true,
         };
-        if is_sure || is_long || self.has_ended() || self.target.check().await.is_err() {
+        if is_sure || is_long || self.has_ended() {
             return unless_crowded(first, None);
+        }
+        if let Err(reason) = self.target.check().await {
+            return unless_crowded(without_second(first, &reason), None);
         }
         let processor = first.processor;
         let second = self.round(attack, number).await;

@@ -43,8 +43,9 @@ impl Subject {
             ("file_limit", options.file_limit),
             ("memory_limit", options.memory_limit),
         ];
-        let faults: Vec<_> = of_children
-            .into_iter()
+        let is_child = matches!(self, Self::Child(_));
+        let of_children = of_children.into_iter().filter(|_| !is_child);
+        let mut faults: Vec<_> = of_children
             .filter_map(|(field, value)| {
                 Some(ConfigFault {
                     field,
@@ -53,7 +54,16 @@ impl Subject {
                 })
             })
             .collect();
-        if faults.is_empty() || matches!(self, Self::Child(_)) {
+        // No certificate is verified, which is no risk on loopback alone.
+        if let (Self::Consenting(..), Some(name)) = (self, &options.tls) {
+            faults.push(ConfigFault {
+                field: "tls",
+                value: name.clone(),
+                allowed: "nothing for `Drill::with_consent`, which asks and drills in clear text"
+                    .to_owned(),
+            });
+        }
+        if faults.is_empty() {
             Ok(())
         } else {
             Err(DrillError::Config(faults))

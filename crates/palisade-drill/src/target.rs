@@ -9,6 +9,7 @@ use crate::{
     tls::{self, Tls, TlsStream},
 };
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
     pin::Pin,
@@ -113,9 +114,8 @@ pub(crate) fn resolve_any(
     let name = format!("{target:?}");
     let mut addrs = addresses(target)?;
     // Resolvers repeat addresses.
-    let all = addrs.clone();
-    let mut at = 0..;
-    addrs.retain(|addr| at.next().is_none_or(|at| !all[..at].contains(addr)));
+    let mut seen = HashSet::new();
+    addrs.retain(|addr| seen.insert(*addr));
     let many = |addr: &&SocketAddr| {
         let ip = addr.ip().to_canonical();
         let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());

@@ -268,3 +268,11 @@ async fn a_line_that_is_found_missing_before_an_attack_ends_the_drill_as_well() 
     assert!(matches!(error, DrillError::ConsentEnded { .. }), "{text}");
     assert!(text.contains("no line of consent"), "{text}");
 }
+
+#[cfg(feature = "rustls")]
+#[tokio::test]
+async fn consent_and_tls_are_refused_together() {
+    let drill = Drill::with_consent("192.0.2.1:443", Secret::random().unwrap()).unwrap();
+    let error = drill.tls("localhost").run().await.unwrap_err().to_string();
+    assert!(error.contains("tls is localhost"), "{error}");
+}

@@ -7,7 +7,7 @@ use super::{
     steady::{Record, Steady, patiently},
 };
 use crate::{
-    sample::{Kind, Outcome, Span},
+    sample::{Kind, Outcome},
     target::{Source, Stream, Target},
 };
 use std::{
@@ -33,12 +33,10 @@ pub(super) async fn exchange(
     steady: &Steady,
     record: &mut Record,
 ) -> Option<Duration> {
-    let (first, outcome) = flights(target, source, steady, record).await;
+    let outcome = flights(target, source, steady, record).await;
     let outcome = outcome.err().unwrap_or(Outcome::Served);
     // A server that answers the first flight alone has served nothing.
-    if let Some(first) = first {
-        record.settle(first, outcome);
-    }
+    record.settle(outcome);
     record.end(outcome);
     // Also after a failure, so that what it accounts for is all of the time.
     Some(interval(Kind::SlowHandshake, &[]))
@@ -52,25 +50,21 @@ pub(super) async fn exchange(
 pub(super) async fn once(target: &Target, source: Source, steady: &Steady) -> Result<(), Outcome> {
     let log = Arc::new(Log::new(Instant::now(), &[steady.kind]));
     let mut record = Record::new(log, steady.kind);
-    flights(target, source, steady, &mut record).await.1
+    flights(target, source, steady, &mut record).await
 }
 
-/// Runs one connection. Returns the wait for the answer to the first flight, if that came. The last
-/// wait is under way at the end.
+/// Runs one connection. The wait for the answer to the first flight is suspended at the end, if that
+/// came, and the last wait is under way.
 async fn flights(
     target: &Target,
     source: Source,
     steady: &Steady,
     record: &mut Record,
-) -> (Option<Span>, Result<(), Outcome>) {
-    let mut client = match first_flight(target, source, record).await {
-        Ok(client) => client,
-        Err(outcome) => return (None, Err(outcome)),
-    };
-    let first = record.suspend();
+) -> Result<(), Outcome> {
+    let mut client = first_flight(target, source, record).await?;
+    record.suspend();
     delay(FLIGHT_DELAYS[1], Duration::ZERO, record).await;
-    let rest = patiently(client.second_flight(&steady.request)).await;
-    (Some(first), rest)
+    patiently(client.second_flight(&steady.request)).await
 }
 
 /// Opens the connection and makes the handshake until the server has answered the first flight.
@@ -133,7 +127,8 @@ impl Client {
 
     /// Receives a piece. It is none at the end of the connection.
     async fn receive(&mut self) -> Result<(), Outcome> {
-        let mut piece = [0; 4 << 10];
+        // So small that rustls takes all of it at once, also behind a record of the largest size.
+        let mut piece = [0; 1 << 10];
         let count = self.stream.read(&mut piece).await;
         let count = count.map_err(|_| Outcome::Cut)?;
         self.read_bytes += count;

@@ -34,6 +34,30 @@ async fn exchange(addr: SocketAddr) -> Vec<Sample> {
     log.samples(Kind::SlowHandshake, span)
 }
 
+#[test]
+fn a_handshake_that_is_given_up_accounts_for_the_wait_before_as_well() {
+    let kind = Kind::SlowHandshake;
+    let log = Arc::new(Log::new(Instant::now(), &[kind]));
+    let mut record = Record::new(log.clone(), kind);
+    record.begin(Duration::ZERO, Duration::ZERO);
+    record.suspend();
+    record.begin(Duration::ZERO, Duration::ZERO);
+    record.give_up();
+    let outcomes = || {
+        let to = log.now() + Duration::from_secs(1);
+        let span = Span {
+            from: Duration::ZERO,
+            to,
+        };
+        let samples = log.samples(kind, span).into_iter();
+        samples.map(|sample| sample.outcome).collect::<Vec<_>>()
+    };
+    assert_eq!(outcomes(), [Outcome::Unfinished; 2]);
+    // Once.
+    record.settle(Outcome::Served);
+    assert_eq!(outcomes().len(), 2);
+}
+
 #[tokio::test]
 async fn each_flight_is_a_sample_without_the_delay_of_the_client() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

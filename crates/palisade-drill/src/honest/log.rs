@@ -79,7 +79,6 @@ impl Log {
     }
 
     /// Records a request whose outcome was not certain when it ended.
-    #[cfg(feature = "rustls")]
     pub(super) fn add(&self, sample: Sample) {
         self.entries().samples.push(sample);
     }

@@ -2,11 +2,9 @@
 //! waits, and the beginning of an answer.
 
 use super::{answer::Answer, client::PATIENCE, log::Log, streams::Expected};
-#[cfg(feature = "rustls")]
-use crate::sample::{Sample, Span};
 use crate::{
     attacks::Protocol,
-    sample::{Kind, Outcome},
+    sample::{Kind, Outcome, Sample, Span},
     target::{Source, Stream, Target},
 };
 use bytes::Bytes;
@@ -31,6 +29,8 @@ pub(super) struct Record {
     log: Arc<Log>,
     kind: Kind,
     under_way: Option<Duration>,
+    /// A wait that has ended, of which what comes after tells the outcome.
+    suspended: Option<Span>,
 }
 
 impl Record {
@@ -39,6 +39,7 @@ impl Record {
             log,
             kind,
             under_way: None,
+            suspended: None,
         }
     }
 
@@ -67,24 +68,25 @@ impl Record {
         self.log.end(self.kind, start, outcome);
     }
 
-    /// The wait ends, and what comes after tells whether the client was served. Returns the wait.
+    /// The wait ends, and what comes after tells whether the client was served.
     #[cfg(feature = "rustls")]
-    pub(super) fn suspend(&mut self) -> Span {
+    pub(super) fn suspend(&mut self) {
         self.log.pause(self.kind);
         let to = self.log.now();
         let from = self.under_way.take().unwrap_or(to);
-        Span { from, to }
+        self.suspended = Some(Span { from, to });
     }
 
-    /// Records a wait that was suspended.
-    #[cfg(feature = "rustls")]
-    pub(super) fn settle(&self, wait: Span, outcome: Outcome) {
-        self.log.add(Sample {
-            kind: self.kind,
-            start: wait.from,
-            end: wait.to,
-            outcome,
-        });
+    /// Records a wait that was suspended, if one was.
+    pub(super) fn settle(&mut self, outcome: Outcome) {
+        if let Some(wait) = self.suspended.take() {
+            self.log.add(Sample {
+                kind: self.kind,
+                start: wait.from,
+                end: wait.to,
+                outcome,
+            });
+        }
     }
 
     /// The wait ends with the loss of all that was served since `from`.
@@ -95,6 +97,7 @@ impl Record {
 
     /// The drill wants a new request.
     pub(super) fn give_up(&mut self) {
+        self.settle(Outcome::Unfinished);
         if self.under_way.is_some() {
             self.end(Outcome::Unfinished);
         }

@@ -67,6 +67,16 @@ pub(super) fn unless_crowded(mut report: AttackReport, first: Option<Processor>)
     report
 }
 
+/// Returns the result of an attack without the second round that it needed, for this reason.
+pub(super) fn without_second(mut first: AttackReport, reason: &str) -> AttackReport {
+    if first.verdict == Verdict::Harmed {
+        let harm = printable(&first.reason);
+        first.reason = format!("no second round ({}): {harm}", printable(reason));
+        first.verdict = Verdict::Inconclusive;
+    }
+    first
+}
+
 fn harmed_once(reason: &str) -> String {
     format!("harmed in one of two rounds: {}", printable(reason))
 }
@@ -142,6 +152,15 @@ mod tests {
         }
         let (verdict, _) = confirmed(&round(Verdict::Inconclusive, &[]), harmed());
         assert_eq!(verdict, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn harm_without_a_second_round_is_inconclusive() {
+        let harmed = without_second(round(Verdict::Harmed, &[Kind::KeepAlive]), "it is gone");
+        assert_eq!(harmed.verdict, Verdict::Inconclusive);
+        assert_eq!(harmed.reason, "no second round (it is gone): a reason");
+        let kept = without_second(round(Verdict::Kept, &[]), "it is gone");
+        assert_eq!((kept.verdict, &*kept.reason), (Verdict::Kept, REASON));
     }
 
     #[test]

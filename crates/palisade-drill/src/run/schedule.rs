@@ -98,7 +98,7 @@ mod tests {
     fn a_server_that_holds_is_drilled_for_a_minute_or_for_eight() {
         let time_of = |quick: bool, tls: bool| {
             let schedule = Schedule::new(quick).with_newcomers();
-            // Who limits the memory of a child leaves out another attack.
+            // The attack on memory needs a limit of a child, and takes the time of others.
             let attacks = attacks::all().into_iter();
             let attacks = attacks.filter(|attack| attack.needs != Needs::MemoryLimit);
             let attacks = attacks.filter(|attack| tls == (attack.needs == Needs::Tls));

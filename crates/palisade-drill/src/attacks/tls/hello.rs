@@ -93,6 +93,8 @@ fn host(authority: &str) -> Option<&str> {
         .rsplit_once(':')
         .map_or(authority, |(name, _)| name);
     let is_address = name.parse::<IpAddr>().is_ok() || authority.starts_with('[');
+    // Without the dot of a name that is complete (RFC 6066 section 3).
+    let name = name.trim_end_matches('.');
     (!is_address && !name.is_empty()).then_some(name)
 }
 
