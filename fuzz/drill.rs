@@ -11,6 +11,7 @@ use std::time::Duration;
 
 /// A report with every field.
 const REPORT: &str = r#"{"schema":1,"version":"0.1.0","target":"127.0.0.1:44363","places":100,"file_limit":256,
+"memory_limit":268435456,"tls":true,
 "quick":true,"seed":1,"seconds":25.123488078,"attacks":[{"name":"silent","threat":"T01",
 "title":"connections that send nothing","cve":"CVE-2019-9512","verdict":"harmed",
 "reason":"served 0.0 %","honest":[{"kind":"new-connection","before":{"sent":8,"served":8,
@@ -22,6 +23,7 @@ const REPORT: &str = r#"{"schema":1,"version":"0.1.0","target":"127.0.0.1:44363"
 "received_per_second":0.0,"bytes_per_lost_request":0.0,"bytes_per_kept_place":0.0,
 "connections_per_kept_place":1.0},"server":{"memory_before":24215552,"memory_peak":29196288,
 "memory_after":25239552,"files_before":7,"files_peak":256,"files_after":7,"cpu_seconds":6.61},
+"processor":{"others":0.4,"idle":0.1},
 "series":{"attack_from":0.802,"attack_to":9.023,"moments":[{"seconds":1.5,"served_share":0.5,
 "median_ms":3.002,"longest_ms":368.464,"attackers":377,"memory":29196288},{"seconds":1.75,
 "served_share":0.5,"median_ms":0.738,"longest_ms":618.464,"attackers":377,"memory":29196288}]},

@@ -54,13 +54,13 @@
 //!
 //! # Honest clients
 //!
-//! Each kind has an address of its own, and all together send 20 requests a second: a GET on a new
-//! connection, and one on a connection that is kept; with [`Drill::post`] a small POST and a phone
-//! that sends 8 KiB at 16 KiB/s; with [`Drill::large`] a phone that receives at 64 KiB/s; with
-//! [`Drill::events`] an event stream, and with [`Drill::websocket`] a quiet WebSocket; and where
-//! the server speaks HTTP/2, connections with three requests at once, of which the server refuses
-//! one; and with TLS, handshakes whose flights are 300 and 500 ms late. [`Kind`] says what counts
-//! as served.
+//! On loopback each kind has an address of its own. All together send 20 requests a second: a GET
+//! on a new connection, and one on a connection that is kept; with [`Drill::post`] a small POST and
+//! a phone that sends 8 KiB at 16 KiB/s; with [`Drill::large`] a phone that receives at 64 KiB/s;
+//! with [`Drill::events`] an event stream, and with [`Drill::websocket`] a quiet WebSocket; and
+//! where the server speaks HTTP/2, connections with three requests at once, of which the server
+//! refuses one; and with TLS, handshakes whose flights are 300 and 500 ms late. [`Kind`] says what
+//! counts as served.
 //!
 //! # A child process
 //!

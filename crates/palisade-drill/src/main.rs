@@ -303,9 +303,9 @@ fn make_consent(hours: u64, path: Option<&Path>) -> Result<(), Box<dyn std::erro
     let line = ConsentLine::new(&secret, Duration::from_secs(hours * 60 * 60))?;
     match path {
         Some(path) => write_secret(path, &secret).map_err(|error| about(path, &error))?,
-        None => println!("{secret}"),
+        None => say(&format!("{secret}\n")),
     }
-    println!("{line}");
+    say(&format!("{line}\n"));
     let place = match path {
         Some(path) => format!("The secret is in {}: give", path.display()),
         None => "The first line is the secret: keep it in a file, and give".to_owned(),
@@ -328,7 +328,7 @@ fn write_secret(path: &Path, secret: &Secret) -> Result<(), io::Error> {
     writeln!(options.open(path)?, "{secret}")
 }
 
-/// Prints `text`. Nobody may read it: `head`, for example, has read enough at some time.
+/// Prints `text`, if it is read at all: `head`, for example, has read enough at some time.
 fn say(text: &str) {
     let _ = io::stdout().write_all(text.as_bytes());
 }

@@ -21,7 +21,7 @@ use crate::{
     report::{AttackReport, Report, SCHEMA, Skipped},
     sample::Kind,
     server::Subject,
-    target::{Target, owner},
+    target::{Target, is_loopback, owner},
     text::printable_bytes,
     tls::Tls,
     usage::ServerUsage,
@@ -148,7 +148,9 @@ async fn drill(
     let roots = match (&server, &child) {
         (Some(_), _) => Some(Vec::new()),
         (None, Some(child)) => Some(vec![child.pid()]),
-        (None, None) => owner::inode(target.addr())
+        (None, None) => Some(target.addr())
+            .filter(|addr| is_loopback(*addr))
+            .and_then(owner::inode)
             .map(tree::with_socket)
             .filter(|roots| !roots.is_empty()),
     };

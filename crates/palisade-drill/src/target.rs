@@ -149,7 +149,7 @@ fn refused(target: &impl ToString, reason: String) -> DrillError {
     DrillError::Refused { target, reason }
 }
 
-fn is_loopback(addr: SocketAddr) -> bool {
+pub(crate) fn is_loopback(addr: SocketAddr) -> bool {
     addr.ip().to_canonical().is_loopback()
 }
 

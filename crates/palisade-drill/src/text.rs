@@ -26,7 +26,9 @@ fn escaped(text: &str, most: usize) -> String {
             break;
         }
         // Letters of any script stay. Format characters, which turn or hide text, do not.
-        if character.is_ascii_graphic() || character == ' ' || character.is_alphanumeric() {
+        // So does the mark of what was cut before.
+        if character.is_ascii_graphic() || " …".contains(character) || character.is_alphanumeric()
+        {
             out.push(character);
             length += 1;
         } else {
@@ -53,6 +55,12 @@ mod tests {
         assert_eq!(printable("a\x1b[31m\r\nb"), "a\\u{1b}[31m\\r\\nb");
         assert_eq!(printable("\u{202e}evil"), "\\u{202e}evil");
         assert_eq!(printable("Grüße <b>"), "Grüße <b>");
+    }
+
+    #[test]
+    fn what_was_cut_is_marked_once() {
+        let text = sentence(&format!("{}; more", printable(&"x".repeat(200))));
+        assert!(text.ends_with("x…; more"), "{text}");
     }
 
     #[test]

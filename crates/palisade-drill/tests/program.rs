@@ -212,3 +212,11 @@ async fn it_lists_the_attacks() {
     assert_eq!(text.lines().count(), palisade_drill::attacks::all().len());
     assert!(text.contains("T15, CVE-2023-44487"), "{text}");
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_command_does_not_get_the_secret() {
+    let script = "test -z \"$PALISADE_DRILL_SECRET\" || exit 9; exit 8";
+    let (_, text) = run_with(Some("a secret"), &["--", "sh", "-c", script]).await;
+    assert!(text.contains("exit status: 8"), "{text}");
+}

@@ -1,8 +1,9 @@
 //! A control group of Linux with a limit on memory, for the processes of a server.
 
-use super::tree::Member;
+use super::tree::{self, Member};
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::Duration,
@@ -55,19 +56,19 @@ impl Group {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Relaxed);
         let path = folder.join(format!("palisade-drill-{}-{number}", std::process::id()));
-        // Version 2 has it off for groups in which nobody asked for it. It may be on already.
-        let _ = fs::write(folder.join("cgroup.subtree_control"), "+memory");
+        // Version 2 has it off unless that is asked for. It may be on already.
+        let _ = write(&folder.join("cgroup.subtree_control"), "+memory");
         fs::create_dir(&path)?;
         let group = Self {
             path,
             version,
             limit: bytes,
         };
-        fs::write(group.path.join(version.limit), bytes.to_string())?;
+        write(&group.path.join(version.limit), &bytes.to_string())?;
         // There is no such file where nothing is swapped out.
         let (file, counts_all) = version.limit_with_swap;
         let swap = if counts_all { bytes } else { 0 };
-        let _ = fs::write(group.path.join(file), swap.to_string());
+        let _ = write(&group.path.join(file), &swap.to_string());
         Ok(group)
     }
 
@@ -79,13 +80,20 @@ impl Group {
     /// If the system refuses it for the first process.
     pub(super) fn add(&self, members: &[Member]) -> io::Result<()> {
         for (number, member) in members.iter().enumerate() {
-            let added = fs::write(self.path.join("cgroup.procs"), member.pid.to_string());
+            let added = write(&self.path.join("cgroup.procs"), &member.pid.to_string());
             // Another one may just have ended.
             if number == 0 {
                 added?;
             }
         }
         Ok(())
+    }
+
+    /// Ends all processes of the group, without notice. All of them are of the server, whatever the
+    /// process that started them has become.
+    pub(super) fn end(&self) {
+        let pids = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        pids.lines().for_each(tree::kill);
     }
 
     /// Returns how many processes the kernel has ended at the limit.
@@ -113,6 +121,13 @@ impl Drop for Group {
             std::thread::sleep(REMOVAL_PAUSE);
         }
     }
+}
+
+/// Writes to a file of the kernel. No file is made: in a folder that is no control group there is
+/// none.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 /// Returns the folders in which a group may be made, by what `/proc/self/cgroup` says. Version 2
@@ -183,6 +198,18 @@ mod tests {
         );
         assert_eq!(kills("oom_kill many\n"), None);
         assert_eq!(kills(""), None);
+    }
+
+    #[test]
+    fn a_folder_that_is_no_control_group_is_none_and_stays_empty() {
+        let name = format!("palisade-drill-no-group-{}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).unwrap();
+        for version in [&V1, &V2] {
+            assert!(Group::create_in(&folder, version, 64 << 20).is_err());
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        }
+        fs::remove_dir(folder).unwrap();
     }
 
     #[test]

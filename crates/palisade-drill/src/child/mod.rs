@@ -98,6 +98,11 @@ impl Child {
         }
         let target = child.accept(addr).await.map_err(failed)?;
         child.members = child.members();
+        if let Some(group) = &child.group {
+            // Once more, for what it has started meanwhile.
+            let added = group.add(&child.members);
+            added.map_err(|error| failed(format!("its memory limit cannot be set: {error}")))?;
+        }
         if let Some(files) = limits.files {
             // Once more, for what it has started meanwhile.
             let caution = match limit::lower(&child.members, files) {
@@ -206,6 +211,9 @@ impl Drop for Child {
         // The first process first, so that it does not replace the others.
         let _ = self.process.kill();
         tree::end(&members, self.pid());
+        if let Some(group) = &self.group {
+            group.end();
+        }
         let _ = self.process.wait();
     }
 }

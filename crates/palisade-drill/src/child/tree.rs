@@ -134,14 +134,24 @@ pub(super) fn runs(member: &Member) -> bool {
 /// Ends all `members` but `root`, which its handle ends.
 #[cfg(target_os = "linux")]
 pub(super) fn end(members: &[Member], root: u32) {
-    use rustix::process::{Pid, Signal, kill_process};
     for member in members {
-        let pid = i32::try_from(member.pid).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid.filter(|_| member.pid != root && runs(member)) {
-            let _ = kill_process(pid, Signal::KILL);
+        if member.pid != root && runs(member) {
+            kill(&member.pid.to_string());
         }
     }
 }
+
+/// Ends the process with this pid, without notice.
+#[cfg(target_os = "linux")]
+pub(super) fn kill(pid: &str) {
+    use rustix::process::{Pid, Signal, kill_process};
+    if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn kill(_: &str) {}
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn end(_: &[Member], _: u32) {}

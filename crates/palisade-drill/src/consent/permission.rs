@@ -41,7 +41,7 @@ struct State {
     confirmed_wall: Duration,
     /// The end of the line by the clock of the wall.
     until: Duration,
-    /// The same end by a clock that nobody sets.
+    /// The same end by a clock that cannot be set.
     ends: Instant,
     /// Why it does not consent any more.
     refusal: Option<String>,

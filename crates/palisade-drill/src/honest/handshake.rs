@@ -53,7 +53,7 @@ pub(super) async fn once(target: &Target, source: Source, steady: &Steady) -> Re
     flights(target, source, steady, &mut record).await
 }
 
-/// Runs one connection. The wait for the answer to the first flight is suspended at the end, if that
+/// Runs one connection. At its end the wait for the answer to the first flight is suspended, if it
 /// came, and the last wait is under way.
 async fn flights(
     target: &Target,

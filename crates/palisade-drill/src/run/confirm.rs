@@ -4,7 +4,7 @@ use crate::{
     grade::{DOWN_SHARE, Verdict, percent},
     processor::Processor,
     report::AttackReport,
-    text::printable,
+    text::sentence,
     verdict::is_harmed,
 };
 
@@ -17,8 +17,8 @@ pub(super) fn confirm(first: &AttackReport, mut second: AttackReport) -> AttackR
     let doubt = match (first.verdict, second.verdict) {
         (Verdict::Harmed, Verdict::Harmed) if !is_same_harm(first, &second) => Some(format!(
             "another kind of client was harmed in each of two rounds: {}; {}",
-            printable(&first.reason),
-            printable(&second.reason)
+            sentence(&first.reason),
+            sentence(&second.reason)
         )),
         (Verdict::Harmed, other) if is_unharmed(other) => Some(harmed_once(&first.reason)),
         (other, Verdict::Harmed) if other != Verdict::Harmed => Some(harmed_once(&second.reason)),
@@ -60,7 +60,7 @@ pub(super) fn unless_crowded(mut report: AttackReport, first: Option<Processor>)
         report.reason = format!(
             "other processes took {} of the processor: {}",
             percent(processor.others),
-            printable(&report.reason)
+            sentence(&report.reason)
         );
         report.verdict = Verdict::Inconclusive;
     }
@@ -70,15 +70,15 @@ pub(super) fn unless_crowded(mut report: AttackReport, first: Option<Processor>)
 /// Returns the result of an attack without the second round that it needed, for this reason.
 pub(super) fn without_second(mut first: AttackReport, reason: &str) -> AttackReport {
     if first.verdict == Verdict::Harmed {
-        let harm = printable(&first.reason);
-        first.reason = format!("no second round ({}): {harm}", printable(reason));
+        let harm = sentence(&first.reason);
+        first.reason = format!("no second round ({}): {harm}", sentence(reason));
         first.verdict = Verdict::Inconclusive;
     }
     first
 }
 
 fn harmed_once(reason: &str) -> String {
-    format!("harmed in one of two rounds: {}", printable(reason))
+    format!("harmed in one of two rounds: {}", sentence(reason))
 }
 
 /// Returns whether both rounds harmed the same kind, or harmed something else than kinds of
