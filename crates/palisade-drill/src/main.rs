@@ -1,10 +1,6 @@
 //! The drill as a program. See `palisade-drill --help`.
 #![forbid(unsafe_code)]
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command-line program prints"
-)]
+#![allow(clippy::print_stderr, reason = "a command-line program prints")]
 
 use clap::{Parser, Subcommand};
 use palisade_drill::{
